@@ -18,6 +18,7 @@ from fastai.data.core import show_batch, show_results
 # %% ../nbs/30_crops.ipynb #c004
 from .core import *
 from .volume import *
+from .show import *
 from .prepare import *
 
 # %% ../nbs/30_crops.ipynb #c009
@@ -31,8 +32,12 @@ def crop_center(
     if kind == 'tumor' and not len(case.tumor): kind = 'kidney'
     if kind == 'kidney' and not len(case.kidney): kind = 'background'
     if kind != 'background': spot = int(getattr(case, kind)[rng.integers(len(getattr(case, kind)))])
-    else: spot = next((s for s in rng.integers(prod(case.shape), size=100).tolist() if not case.seg.flat[s]), 0)
+    else: return next((o for o in _spots(case, rng) if case.seg[o] == BACKGROUND), (0,0,0)), kind
     return tuple(map(int, np.unravel_index(spot, case.shape))), kind
+
+def _spots(case, rng, tries=100):
+    "Voxels anywhere, at most `tries` of them"
+    return (tuple(rng.integers(case.shape).tolist()) for _ in range(tries))
 
 # %% ../nbs/30_crops.ipynb #c012
 def read_crop(
@@ -62,14 +67,15 @@ class CropDataset:
         size:tuple=(176,176,176), # (D,H,W)
         per_case:int=1,           # Crops of each case in an epoch
         probs:tuple=(.8,.1,.1),   # Centres on tumor, any foreground, background
-        seed:int=0                # Another seed, other crops
+        seed:int=0,               # Another seed, other crops
+        split_idx:int|None=None   # 0 training, 1 held out: a fastai loader asks its data set which random transforms to apply
     ): store_attr(); self.set_epoch(0)
 
     def set_epoch(self,
         epoch:int # The crops of another epoch
     ):
         self.epoch = epoch
-        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self))
+        self.order = np.random.default_rng([self.seed, epoch, len(self)]).permutation(len(self))   # an index no item has
 
     def __len__(self): return len(self.cases)*self.per_case
 
@@ -82,7 +88,11 @@ class CropDataset:
 class SetEpoch(Callback):
     "Tell the training crops which epoch it is"
     order = -20
-    def before_epoch(self): self.dls.train.dataset.set_epoch(self.epoch)
+    def before_epoch(self): _innermost(self.dls.train.dataset).set_epoch(self.epoch)
+
+def _innermost(ds):
+    "The crops inside a data set that wraps another, such as a `Subset`"
+    return ds if hasattr(ds, 'set_epoch') else _innermost(ds.dataset)
 
 # %% ../nbs/30_crops.ipynb #c020
 class NormalizeHU(Transform):
@@ -130,20 +140,11 @@ def crop_dataloaders(
 ) -> DataLoaders: # Batches (TensorCT float (B,1,D,H,W), TensorSeg uint8 (B,D,H,W))
     "Training and held-out crops in batches"
     tfms = [NormalizeHU(), *([RandomFlip3D(), RandomIntensity()] if augment else [])]
-    sets = CropDataset(train, size, per_case, probs, seed), CropDataset(valid, size, valid_per_case, probs, seed+1)
-    dls = [TfmdDL(ds, bs=bs, shuffle=False, num_workers=num_workers, after_batch=Pipeline(tfms, split_idx=i), device=device) for i,ds in enumerate(sets)]
+    sets = CropDataset(train, size, per_case, probs, seed, 0), CropDataset(valid, size, valid_per_case, probs, seed+1, 1)
+    dls = [TfmdDL(ds, bs=bs, shuffle=False, num_workers=num_workers, after_batch=tfms, device=device) for ds in sets]
     return DataLoaders(*dls, device=device)
 
-# %% ../nbs/30_crops.ipynb #c028
-def _show_crop(x, y, ax, title=None):
-    "The busiest slice of one crop (1,D,H,W) with the outlines of labels (D,H,W)"
-    y = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
-    z = int(((y == TUMOR)*1000 + (y > 0)).sum((1,2)).argmax())
-    ax.imshow(np.asarray(x[0,z].float().cpu()), cmap='gray', vmin=-.16, vmax=.24)
-    for mask,color in zip(to_channels(y[z:z+1]), ('#56B4E9','#E69F00')):
-        if mask.any(): ax.contour(mask[0], [.5], colors=color, linewidths=1)
-    ax.set_title(title, fontsize=9); ax.axis('off')
-
+# %% ../nbs/30_crops.ipynb #c030
 def _grid(rows, cols, figsize):
     "Axes of a new figure, row by row"
     import matplotlib.pyplot as plt
@@ -151,16 +152,16 @@ def _grid(rows, cols, figsize):
 
 @show_batch.dispatch
 def _show_batch(x:TensorCT, y:TensorSeg, samples, ctxs=None, max_n=6, figsize=None, **kwargs):
-    n = min(max_n, len(x))
+    n,x,y = min(max_n, len(x)), x.as_subclass(Tensor), y.as_subclass(Tensor)
     ctxs = ctxs or _grid(-(-n//3), min(n, 3), figsize)
-    for i,ax in zip(range(n), ctxs): _show_crop(x[i].as_subclass(Tensor), y[i].as_subclass(Tensor), ax)
+    for i,ax in zip(range(n), ctxs): show_slice(x[i,0]*1000, y[i], ax=ax)
     return ctxs
 
 @show_results.dispatch
 def _show_results(x:TensorCT, y:TensorSeg, samples, outs, ctxs=None, max_n=3, figsize=None, **kwargs):
-    n = min(max_n, len(x))
+    n,x,y = min(max_n, len(x)), x.as_subclass(Tensor), y.as_subclass(Tensor)
     ctxs = ctxs or _grid(n, 2, figsize)
     for i in range(n):
-        _show_crop(x[i].as_subclass(Tensor), y[i].as_subclass(Tensor), ctxs[2*i], 'truth')
-        _show_crop(x[i].as_subclass(Tensor), outs[i][0], ctxs[2*i+1], 'prediction')
+        z = busiest_slice(y[i])           # the truth chooses the slice, for both
+        for ax,seg,title in zip(ctxs[2*i:], (y[i], outs[i][0]), ('truth', 'prediction')): show_slice(x[i,0]*1000, seg, z, ax=ax, title=title)
     return ctxs

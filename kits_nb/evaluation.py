@@ -9,7 +9,6 @@ __all__ = ['SCORES', 'PAPER', 'mask_dice', 'score_case', 'read_prediction', 'eva
            'compare_with_paper', 'worst_case', 'show_scores']
 
 # %% ../nbs/80_evaluation.ipynb #c003
-import csv, io
 from pathlib import Path
 import numpy as np, pandas as pd
 
@@ -17,7 +16,7 @@ import numpy as np, pandas as pd
 from .core import *
 from .volume import *
 from .kits19 import *
-from .inference import *
+from .inference import prediction_path
 
 # %% ../nbs/80_evaluation.ipynb #c007
 def mask_dice(
@@ -33,7 +32,7 @@ def score_case(
     truth:Volume|np.ndarray # True labels, same shape
 ) -> dict: # 'kidney', 'tumor' and 'composite' Dice; raises `CaseError` if the shapes differ
     "The paper's three scores of one case"
-    pred,truth = (getattr(o, 'data', o) if isinstance(o, Volume) else np.asarray(o) for o in (pred, truth))
+    pred,truth = (o.data if isinstance(o, Volume) else np.asarray(o) for o in (pred, truth))
     if pred.shape != truth.shape:
         raise CaseError(f'a prediction of shape {pred.shape}', f'{truth.shape}, the shape of the true labels', 'predict on the original scan, not on a resampled one')
     kidney,tumor = (mask_dice(pred > o, truth > o) for o in (BACKGROUND, KIDNEY))
@@ -92,8 +91,7 @@ def evaluate_case(
     vol = read_seg(truth)
     targ = _file_order(vol)
     labels,notes = read_prediction(pred, vol, case)
-    mm = spacing_of(vol.source.affine)
-    volumes = _volume_ml(targ, mm) | {f'pred_{k}': v for k,v in _volume_ml(labels, mm).items()}
+    volumes = _volume_ml(targ, vol.spacing) | {f'pred_{k}': v for k,v in _volume_ml(labels, vol.spacing).items()}
     return score(labels, targ) | volumes | dict(note='; '.join(o.found for o in notes)), notes
 
 # %% ../nbs/80_evaluation.ipynb #c021

@@ -127,6 +127,7 @@ class PredictConfig(Config):
     precision:str = 'auto'    # 'float32', 'bfloat16', 'float16', or the best this device is good at
     skip_air:bool = True      # Answer 0 for windows that hold nothing but air?
     slab:int = 16             # Slices that are resampled at a time
+    thresh:float = .5         # Decision threshold
 
 def device_of(
     net # A network
@@ -230,7 +231,7 @@ def predict_volume(
     work = to_spacing(ct, spacing, cfg.slab)
     prob = sliding_window(make_predictor(models, cfg), torch.from_numpy(work.data)[None].to(device_of(models[0])), cfg.window or window,
                           cfg.overlap, cfg.batch_size, skip=only_air if cfg.skip_air else None, fill=AIR)
-    return work.like(prob.cpu().numpy()), ct.like(labels_on(prob, ct.shape, cfg.slab))
+    return work.like(prob.cpu().numpy()), ct.like(labels_on(prob, ct.shape, cfg.slab, cfg.thresh))
 
 # %% ../nbs/75_inference.ipynb #c049
 def prediction_path(
@@ -299,8 +300,8 @@ def predict_folder(
     cases:list,                        # `Case`s, from `find_cases`
     out:Path|str,                      # Folder of predictions
     cfg:PredictConfig=PredictConfig(), # Settings
-    overwrite:bool=False,              # Predict again what is there already?
-    echo=None                          # Gets one line per case
+    echo=None,                         # Gets one line per case
+    overwrite:bool=False               # Predict again what is there already?
 ) -> Outcome: # With a `CaseError` for each case that failed; raises `CaseError` if `out` holds other predictions
     "Segment many cases; a broken one does not stop the others"
     _claim(out, models, cfg, overwrite)

@@ -8,13 +8,14 @@ Docs: https://kits-nb.github.io/kits_nb/prepare.html.md"""
 __all__ = ['PrepareConfig', 'resample_seg', 'prepare_case', 'PreparedCase', 'prepare_folder', 'load_prepared']
 
 # %% ../nbs/25_prepare.ipynb #c003
-import json
+import os
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
-import numpy as np
+import numpy as np, torch
 
 # %% ../nbs/25_prepare.ipynb #c004
 from .core import *
@@ -32,8 +33,9 @@ def resample_seg(
     shape:tuple    # New grid over the same extent
 ) -> np.ndarray: # uint8 labels
     "Labels on another grid, through their masks' linear interpolation"
-    prob = np.stack([resample(m.astype(np.float32), shape) for m in to_channels(seg.data)])
-    return to_labels(prob, .5 - 1e-6)      # exactly one half counts as inside
+    def mask(m): return resample(m.astype(np.float32), shape) > .5 - 1e-6   # exactly one half counts as inside
+    fg = mask(seg.data > BACKGROUND).astype(np.uint8)
+    return fg + fg*mask(seg.data == TUMOR)
 
 def prepare_case(
     case:Case,                        # Files of one patient, with labels
@@ -41,18 +43,23 @@ def prepare_case(
     cfg:PrepareConfig=PrepareConfig() # The working grid
 ) -> Path: # out/<case id>; raises `CaseError` for a case that cannot be used
     "Write one case at the working grid, all of it or nothing"
-    if problems := check_case(case): raise problems[0]
-    ct,seg = read_ct(case.ct), read_seg(case.seg)
+    ct,seg = read_case(case)
     shape = resampled_shape(ct.shape, ct.spacing, cfg.spacing)
-    labels = resample_seg(seg, shape)
-    folder = Path(out)/case.id
-    with atomic_path(folder, folder=True) as tmp:
+    with atomic_path(Path(out)/case.id, folder=True) as tmp:
         np.save(tmp/'ct.npy', resample(ct.data, shape))
+        labels = resample_seg(seg, shape)
         np.save(tmp/'seg.npy', labels)
-        for name,mask in zip(CHANNELS, to_channels(labels)): np.save(tmp/f'{name}.npy', np.flatnonzero(mask).astype(np.int32 if labels.size < 2**31 else np.int64))
-        save_json(tmp/'case.json', dict(id=case.id, shape=shape, affine=resampled_affine(ct.affine, ct.shape, shape).tolist(),
-            source=dict(shape=ct.source.shape, spacing=ct.spacing, affine=ct.source.affine.tolist())))
-    return folder
+        spots = {name: np.flatnonzero(mask) for name,mask in zip(CHANNELS, to_channels(labels))}
+        for name,o in spots.items(): np.save(tmp/f'{name}.npy', o.astype(np.int32 if labels.size < 2**31 else np.int64))
+        save_json(tmp/'case.json', _describe_case(case, ct, shape, spots))
+    return Path(out)/case.id
+
+def _describe_case(case, ct, shape, spots):
+    "Both grids, and counts to check the files against"
+    affine = resampled_affine(ct.affine, ct.shape, shape)
+    return dict(id=case.id, shape=shape, spacing=spacing_of(affine), affine=affine.tolist(),
+                source=dict(shape=ct.source.shape, spacing=ct.spacing, affine=ct.source.affine.tolist()),
+                checks=dict(hu=[int(ct.data.min()), int(ct.data.max())], **{k: len(o) for k,o in spots.items()}))
 
 # %% ../nbs/25_prepare.ipynb #c010
 class PreparedCase:
@@ -75,35 +82,45 @@ class PreparedCase:
     @cached_property
     def tumor(self): return self._map('tumor')                          # linear positions of label 2
 
+    def _bad(self, found, expected, name):
+        return CaseError(found, expected, f'delete {self.folder} and prepare again', self.id, self.folder/f'{name}.npy')
+
     def _map(self, name, dtype=None, shape=None):
-        path = self.folder/f'{name}.npy'
-        try: a = np.load(path, mmap_mode='r')
-        except (OSError, ValueError, EOFError) as e:
-            raise CaseError(f'a file that cannot be mapped ({e})', 'an array that kits-prepare wrote', f'delete {self.folder} and prepare again', self.id, path) from None
-        if dtype and (a.dtype, a.shape) != (dtype, shape):
-            raise CaseError(f'{a.dtype} {a.shape}', f'{np.dtype(dtype)} {shape}', f'delete {self.folder} and prepare again', self.id, path)
+        try: a = np.load(self.folder/f'{name}.npy', mmap_mode='r')
+        except (OSError, ValueError, EOFError) as e: raise self._bad(f'a file that cannot be mapped ({e})', 'an array that kits-prepare wrote', name) from None
+        if dtype and (a.dtype, a.shape) != (dtype, shape): raise self._bad(f'{a.dtype} {a.shape}', f'{np.dtype(dtype)} {shape}', name)
         return a
 
     def check(self):
         "Map every file once; raises `CaseError` for a missing, truncated or foreign one"
-        for o in (self.ct, self.seg, self.kidney, self.tumor): o.shape
+        self.ct, self.seg
+        counts = self.info.get('checks', {})       # the earliest caches have none
+        for name in CHANNELS:
+            if (n := len(getattr(self, name))) != (want := counts.get(name, n)): raise self._bad(f'{n} {name} positions', f'{want}', name)
         return self
 
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k not in ('ct', 'seg', 'kidney', 'tumor')}
     def __repr__(self): return f'PreparedCase({self.id}, {"×".join(map(str, self.shape))})'
 
-# %% ../nbs/25_prepare.ipynb #c013
+# %% ../nbs/25_prepare.ipynb #c015
 def _describe(out, cfg):
     "Store the settings, or compare them with those already there"
     path = Path(out)/'prepared.json'
-    if path.exists() and (old := PrepareConfig.from_dict(load_json(path), path)).to_dict() != cfg.to_dict():
+    if path.exists() and (old := PrepareConfig.from_dict(load_json(path), path)) != cfg:
         raise CaseError(f'cases prepared at {old.spacing} mm', f'{cfg.spacing} mm', 'give another folder, or delete this one', path=path)
     save_json(path, cfg.to_dict())
 
-def _attempt(todo, case):
-    "Do it, and return the error instead of raising it, so that a worker's words arrive"
-    try: todo(case)
-    except CaseError as e: return e
+def _choose(src, ids):
+    "The cases of a folder, or those of them that are named"
+    found = find_cases(src)
+    if absent := sorted(set(ids or ()) - {c.id for c in found}):
+        raise CaseError(f'no case {", ".join(absent)}', f'one of the {len(found)} cases there, such as {found[0].id}', 'check the ids', path=src)
+    return [c for c in found if ids is None or c.id in ids]
+
+def _answer(future):
+    "What a worker process did; it may also have died"
+    try: return future.result()
+    except BrokenProcessPool: raise CaseError('a worker process that died', 'one that ends', 'memory may be too small: run again with fewer processes') from None
 
 def prepare_folder(
     src:Path|str,                      # Data folder in the official layout
@@ -112,19 +129,18 @@ def prepare_folder(
     cases:list|None=None,              # Case ids; all by default
     n_workers:int=1,                   # Processes
     echo=None                          # Gets one line per case
-) -> Outcome: # Raises `CaseError` if the folder holds no cases, or holds others' settings
+) -> Outcome: # Raises `CaseError` if `src` holds no cases or lacks a named one, or if `out` was made with other settings
     "Prepare the cases of a folder; those already there are skipped"
-    found = [c for c in find_cases(src) if cases is None or c.id in cases]
+    found = _choose(src, cases)
     _describe(out, cfg)
     todo = partial(prepare_case, out=out, cfg=cfg)
     finished = lambda c: (Path(out)/c.id/'case.json').exists()
     if n_workers <= 1: return for_each_case(found, todo, finished, echo)
     left = [c for c in found if not finished(c)]
-    with ProcessPoolExecutor(n_workers, get_context('spawn')) as pool:
-        errors = dict(zip([c.id for c in left], pool.map(partial(_attempt, todo), left)))
-    def report(c):
-        if errors[c.id]: raise errors[c.id]
-    return for_each_case(found, report, lambda c: c.id not in errors, echo)
+    threads = max(1, (os.cpu_count() or 1)//n_workers)
+    with ProcessPoolExecutor(n_workers, get_context('spawn'), torch.set_num_threads, (threads,)) as pool:
+        jobs = {c.id: pool.submit(todo, c) for c in left}
+        return for_each_case(found, lambda c: _answer(jobs[c.id]), lambda c: c.id not in jobs, echo)
 
 def load_prepared(
     folder:Path|str # Made by `prepare_folder`
@@ -132,6 +148,6 @@ def load_prepared(
     "The prepared cases of a folder"
     folder = Path(folder)
     cfg = PrepareConfig.from_dict(load_json(folder/'prepared.json'), folder/'prepared.json')
-    cases = [PreparedCase(o.parent).check() for o in sorted(folder.glob('*/case.json'))]
+    cases = [PreparedCase(o.parent).check() for o in sorted(folder.glob('[!.]*/case.json'))]   # a dot: left behind by a killed process
     if not cases: raise CaseError('no prepared case', 'at least one', 'run kits-prepare again', path=folder)
     return cfg, cases

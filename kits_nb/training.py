@@ -6,7 +6,8 @@ Docs: https://kits-nb.github.io/kits_nb/training.html.md"""
 
 # %% auto #0
 __all__ = ['RECIPES', 'TrainConfig', 'Recipe', 'get_recipe', 'poly_lr', 'PolyLR', 'adam', 'Autocast', 'precision_callbacks',
-           'EpochLog', 'format_row', 'Checkpoint', 'set_seed', 'make_learner', 'describe_run', 'split_cases', 'train']
+           'EpochLog', 'format_row', 'Checkpoint', 'set_seed', 'make_learner', 'describe_run', 'split_cases', 'launch',
+           'train']
 
 # %% ../nbs/60_training.ipynb #c003
 import csv, platform, random, subprocess, sys, time
@@ -16,6 +17,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 import kits_nb, numpy as np, torch
+from accelerate import Accelerator
 from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.fp16 import MixedPrecision
@@ -77,7 +79,7 @@ class Recipe:
 # %% ../nbs/60_training.ipynb #c010
 RECIPES = dict(
     tiny = Recipe(PrepareConfig(spacing=(3.,3.,3.)), NetConfig.preset('tiny'),
-                  TrainConfig(crop=(48,48,48), bs=4, per_case=8, valid_per_case=4, epochs=16, lr=3e-3)),
+                  TrainConfig(crop=(40,40,40), bs=2, per_case=8, valid_per_case=8, epochs=10, lr=3e-3, precision='float32')),
     paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
                      TrainConfig(crop=(128,128,128), bs=4, per_case=2, lr=2e-4, wd=1e-5, num_workers=8)))
@@ -203,7 +205,8 @@ def make_learner(
     set_seed(cfg.seed)
     dls = crop_dataloaders(train, valid, cfg.crop, bs=cfg.bs, per_case=cfg.per_case, valid_per_case=cfg.valid_per_case,
         probs=cfg.probs, seed=cfg.seed, num_workers=cfg.num_workers, device=device, augment=cfg.augment)
-    learn = Learner(dls, BoundaryNet(recipe.net), loss_func=BoundaryLoss(*cfg.weights, width=cfg.edge_width), opt_func=adam,
+    net = BoundaryNet(recipe.net).to(memory_format=torch.channels_last_3d)   # the layout convolutions are quickest in
+    learn = Learner(dls, net, loss_func=BoundaryLoss(*cfg.weights, width=cfg.edge_width), opt_func=adam,
         lr=cfg.lr, wd=cfg.wd, wd_bn_bias=True, metrics=[KidneyDice(), TumorDice(), CompositeDice()],
         cbs=[PolyLR(cfg.lr, cfg.power), SetEpoch(), *precision_callbacks(pick_dtype(cfg.precision, device)), *cbs])
     learn.recorder.loss = PooledLoss()
@@ -241,19 +244,24 @@ def split_cases(
                         'at least one of each', 'prepare more cases, or choose another fold or number of folds', path=path)
     return train, valid
 
+def launch():
+    "Join the other processes, if `torchrun` or `accelerate launch` started several"
+    if world()[1] > 1: Accelerator(cpu=not torch.cuda.is_available())
+
 def train(
     prepared:Path|str,        # Folder that `prepare_folder` made
     run:Path|str,             # Run folder to write
     recipe:Recipe=Recipe(),   # Settings; the grid is that of `prepared`
     echo=print,               # Gets one line per epoch; None for silence
-    progress:bool=False       # Show fastai's progress bars instead?
+    progress:bool=False,      # Show fastai's progress bars instead?
+    device=None               # A torch device; the GPU of this process if there is one
 ) -> Path: # The run folder, which is a model too; raises `CaseError` for a folder without usable cases
     "Train a network on prepared cases"
     run = Path(run)
     grid,cases = load_prepared(prepared)
     recipe = Recipe(grid, recipe.net, recipe.train)
     train,valid = split_cases(cases, recipe.train, prepared)
-    learn = make_learner(train, valid, recipe)
+    learn = make_learner(train, valid, recipe, device)
     meta = dict(spacing=grid.spacing, window=recipe.train.crop, fold=recipe.train.fold, cases=len(train))
     if world()[0] == 0: save_json(run/'run.json', describe_run(recipe, [c.id for c in train], [c.id for c in valid]))
     log = EpochLog(run/'log.csv', None if progress else echo)
