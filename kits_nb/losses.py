@@ -8,91 +8,99 @@ Docs: https://kits-nb.github.io/kits_nb/losses.html.md"""
 __all__ = ['dice_loss', 'sobel', 'edge_target', 'weighted_bce', 'BoundaryLoss']
 
 # %% ../nbs/50_losses.ipynb #c003
-import torch
+import torch, torch.nn.functional as F
 from torch import nn, Tensor
-import torch.nn.functional as F
 
 # %% ../nbs/50_losses.ipynb #c004
 from .core import *
 from .volume import *
 
-# %% ../nbs/50_losses.ipynb #c008
-def dice_loss(
-    logits:Tensor,   # (B,C,D,H,W), before the sigmoid
-    targ:Tensor,     # (B,C,D,H,W), 0 or 1
-    eps:float=1e-5   # Against an empty class
-) -> Tensor: # Mean over the classes, a scalar in [0,1]
-    "Soft Dice loss with squared denominators, summed over the batch  # eq. 1"
-    p,t = logits.float().sigmoid(), targ.float()
-    dims = [d for d in range(p.ndim) if d != 1]
-    overlap,sizes = (t*p).sum(dims), (t*t).sum(dims) + (p*p).sum(dims)   # (C,)
-    return (1 - 2*overlap/(sizes + eps)).mean()
+# %% ../nbs/50_losses.ipynb #c009
+def _full(x): return x.to(torch.promote_types(x.dtype, torch.float32))   # Half becomes float32, double stays
+def _but_class(x): return [d for d in range(x.ndim) if d != 1]           # Batch and space
 
-# %% ../nbs/50_losses.ipynb #c017
-def _along(x, dim, weights):
-    "Correlate a padded tensor with three weights along one axis"
-    n = x.shape[dim] - 2
-    return sum(w*x.narrow(dim, i, n) for i,w in enumerate(weights) if w)
+def dice_loss(
+    logits:Tensor,   # (B,C,D,H,W), before the sigmoid, any float dtype
+    targ:Tensor,     # (B,C,D,H,W), bool, or 0 and 1
+    eps:float=1e-5   # Keeps an empty class from dividing zero by zero
+) -> Tensor: # Mean over the classes: a scalar in [0,1], float32
+    "Soft Dice loss with squared denominators, summed over the batch"
+    p = _full(logits).sigmoid()
+    t,dims = targ.to(p.dtype), _but_class(p)
+    overlap,sizes = (t*p).sum(dims), (t*t).sum(dims) + (p*p).sum(dims)   # (C,)
+    return (1 - 2*overlap/(sizes + eps)).mean()                          # eq. 1
+
+# %% ../nbs/50_losses.ipynb #c021
+def _three(x, dim):
+    "Each voxel's neighbour before it, itself, and the one after it, with repeated borders"
+    n = x.shape[dim]
+    x = torch.cat((x.narrow(dim, 0, 1), x, x.narrow(dim, n-1, 1)), dim)
+    return [x.narrow(dim, i, n) for i in range(3)]
+
+def _smooth(x, dim):
+    lo,mid,hi = _three(x, dim)
+    return (lo + hi).add_(mid, alpha=2)
+
+def _change(x, dim):
+    lo,_,hi = _three(x, dim)
+    return hi - lo
 
 def sobel(
-    x:Tensor # (B,C,D,H,W), float
-) -> list: # Change along D, H and W, each (B,C,D,H,W)
-    "3-D Sobel filters with repeated borders"
-    x = F.pad(x, [1]*6, mode='replicate')
-    outs = []
-    for axis in (-3,-2,-1):
-        y = x
-        for dim in (-3,-2,-1): y = _along(y, dim, (-1,0,1) if dim == axis else (1,2,1))
-        outs.append(y)
-    return outs
+    x:Tensor # (...,D,H,W), any signed dtype
+) -> tuple: # Change along D, H and W, each (...,D,H,W), same dtype
+    "The three 3-D Sobel filters, with repeated borders"
+    s,c = _smooth(x, -3), _change(x, -3)
+    return _smooth(_smooth(c, -2), -1), _smooth(_change(s, -2), -1), _change(_smooth(s, -2), -1)
 
+# %% ../nbs/50_losses.ipynb #c025
 def edge_target(
     masks:Tensor,  # (B,C,D,H,W), bool
-    width:int=1    # Voxels on each side of the surface
-) -> Tensor: # (B,C,D,H,W), float 0 or 1
+    width:int=1    # Of the edge on each side of the surface, voxels
+) -> Tensor: # (B,C,D,H,W), bool
     "Edges of masks: Sobel magnitude above zero, dilated for a larger width"
-    # small whole numbers are exact in half precision, and the sums never exceed 32
-    edge = sum(o.abs() for o in sobel(masks.half() if masks.is_cuda else masks.float())) > 0
-    edge = edge.float()
-    return F.max_pool3d(edge, 2*width-1, 1, width-1) if width > 1 else edge
+    d,h,w = sobel(masks.to(torch.int8))
+    edge = (d | h | w) != 0
+    if width == 1: return edge
+    return F.max_pool3d(edge.float(), 2*width-1, 1, width-1) > 0
 
-# %% ../nbs/50_losses.ipynb #c027
+# %% ../nbs/50_losses.ipynb #c041
 def weighted_bce(
-    logits:Tensor,        # (B,C,D,H,W), before the sigmoid
-    edges:Tensor,         # (B,C,D,H,W), 0 or 1
+    logits:Tensor,        # (B,C,D,H,W), before the sigmoid, any float dtype
+    edges:Tensor,         # (B,C,D,H,W), bool, or 0 and 1
     reduction:str='mean'  # Over voxels: 'mean', or the paper's letter, 'sum'
-) -> Tensor: # Mean over the classes, a scalar
-    "Cross-entropy in which edge and non-edge voxels weigh the same in total  # eq. 2"
-    x,y = logits.float(), edges.float()
-    dims = [d for d in range(x.ndim) if d != 1]
-    beta = 1 - y.mean(dims, keepdim=True)                              # (1,C,1,1,1)
-    loss = F.softplus(torch.where(y > 0, -x, x))*torch.where(y > 0, beta, 1-beta)
-    return getattr(loss, reduction)(dims).mean()
+) -> Tensor: # Mean over the classes: a scalar, float32; raises ValueError for another reduction
+    "Cross-entropy in which edge and other voxels weigh the same in total"
+    if reduction not in ('mean', 'sum'): raise ValueError(f"found reduction {reduction!r}; expected 'mean' or 'sum'")
+    x = _full(logits)
+    t = edges.to(x.dtype)
+    beta = 1 - t.mean(_but_class(x), keepdim=True)                                             # (1,C,1,1,1)
+    loss = F.binary_cross_entropy_with_logits(x, t, (1-beta) + t*(2*beta-1), reduction='sum')   # eq. 2
+    return loss/(x.shape[1] if reduction == 'sum' else x.numel())
 
-# %% ../nbs/50_losses.ipynb #c034
+# %% ../nbs/50_losses.ipynb #c055
 class BoundaryLoss(nn.Module):
     "Dice of the masks, plus Dice and weighted cross-entropy of their edges"
     def __init__(self,
         w_dice:float=1.,      # Weight of the masks' Dice loss
         w_edge_dice:float=1., # Weight of the edges' Dice loss
         w_edge_bce:float=1.,  # Weight of the edges' cross-entropy
-        width:int=1           # Of the edge target, voxels
+        width:int=1           # Of the edge target on each side of the surface, voxels
     ):
         super().__init__()
         self.weights,self.width,self.parts = dict(dice=w_dice, edge_dice=w_edge_dice, edge_bce=w_edge_bce), width, {}
 
     def forward(self,
-        pred:tuple,  # (seg logits (B,2,D,H,W), edge logits (B,2,D,H,W) or None)
-        targ:Tensor  # Labels (B,D,H,W)
-    ) -> Tensor: # A scalar
-        (seg,edge),masks = pred, to_channels(targ.as_subclass(Tensor))
+        pred:tuple,  # (mask logits (B,2,D,H,W), edge logits (B,2,D,H,W) or None)
+        targ:Tensor  # Labels (B,D,H,W), uint8
+    ) -> Tensor: # A scalar, float32; the unweighted parts are left in `parts`
+        (seg,edge),masks = pred, to_channels(targ.as_subclass(Tensor))   # (B,2,D,H,W)
+        assert seg.shape == masks.shape, f'logits {tuple(seg.shape)} for masks {tuple(masks.shape)}'
         parts = dict(dice=dice_loss(seg, masks))
         if edge is not None:
             edges = edge_target(masks, self.width)
             parts |= dict(edge_dice=dice_loss(edge, edges), edge_bce=weighted_bce(edge, edges))
-        parts = {k: self.weights[k]*v for k,v in parts.items()}
         self.parts = {k: v.detach() for k,v in parts.items()}
-        return sum(parts.values())
+        return sum(self.weights[k]*v for k,v in parts.items())
 
     def activation(self, pred): return pred[0].float().sigmoid()   # fastai: probabilities of the masks
     def decodes(self, prob): return to_labels(prob)                # fastai: labels

@@ -10,13 +10,15 @@ __all__ = ['AXCODES', 'spacing_of', 'Source', 'Volume', 'to_ipl', 'from_ipl', 'r
            'to_channels', 'to_labels']
 
 # %% ../nbs/05_volume.ipynb #c003
-import zlib
+import gzip, zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 import nibabel as nib, numpy as np, torch
 import torch.nn.functional as F
 from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
 
 # %% ../nbs/05_volume.ipynb #c004
@@ -32,7 +34,7 @@ def spacing_of(
 # %% ../nbs/05_volume.ipynb #c012
 AXCODES = ('I','P','L')   # Directions of increasing index of every array in this library
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     "The file's own grid, kept for the way back"
     path:str                 # File
@@ -60,7 +62,7 @@ class Volume:
 
 # %% ../nbs/05_volume.ipynb #c014
 def _turn(data, affine, ornt):
-    "Apply an nibabel orientation transform to the array and its affine"
+    "Apply a nibabel orientation transform to the array and its affine"
     return nib.apply_orientation(data, ornt), affine @ inv_ornt_aff(ornt, data.shape)
 
 def to_ipl(
@@ -77,53 +79,73 @@ def from_ipl(
     "Turn an array back to the axes of a file"
     return nib.apply_orientation(data, ornt_transform(axcodes2ornt(AXCODES), io_orientation(affine)))
 
-# %% ../nbs/05_volume.ipynb #c018
+# %% ../nbs/05_volume.ipynb #c022
+_NIFTI = 'a NIfTI file (.nii or .nii.gz)'
+_BROKEN = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error)
+
+def _why(e): return ' '.join(str(e).split()) or type(e).__name__
+
 def _open(path):
-    "Open a NIfTI file, or say why not"
+    "Open a NIfTI file and find the voxel size as it is written in the header, or say why not"
     if not Path(path).is_file():
-        raise CaseError('no such file', 'a NIfTI file (.nii or .nii.gz)', 'check the path', path=path)
-    try: img = nib.load(path)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as e:
-        raise CaseError(f'a file that nibabel cannot read ({e})', 'a NIfTI file (.nii or .nii.gz)',
+        raise CaseError('a folder' if Path(path).is_dir() else 'no such file', _NIFTI, 'check the path', path=path)
+    try:
+        img = nib.load(path)
+        if not isinstance(img, nib.Nifti1Pair): raise CaseError(f'an image of kind {type(img).__name__}', _NIFTI, 'convert it', path=path)
+        with img.file_map.get('header', img.file_map['image']).get_prepare_fileobj('rb') as f:
+            header = type(img.header).from_fileobj(f, check=False)  # nibabel's own check turns a voxel size of 0 into 1
+    except _BROKEN as e:
+        raise CaseError(f'a file that nibabel cannot read ({_why(e)})', _NIFTI, 'copy or download it again', path=path) from None
+    return img, header['pixdim'][1:4]
+
+def _check_grid(img, pixdim, path):
+    "Shape and affine of one volume of real numbers"
+    def fail(*words): raise CaseError(*words, path=path)
+    shape = img.shape[:3] if set(img.shape[3:]) <= {1} else img.shape
+    if len(shape) != 3 or min(shape) < 1: fail(f'an image of shape {img.shape}', 'one volume with three axes', 'save a single volume to its own file')
+    if img.get_data_dtype().kind not in 'iuf': fail(f'voxels of type {img.get_data_dtype()}', 'whole or floating-point numbers', 'save one number per voxel')
+    affine = np.asarray(img.affine, float)
+    size = np.array(spacing_of(affine))
+    fix = 'repair the header: pixdim and the qform or sform must hold the true spacing'
+    if not (np.isfinite(pixdim).all() and pixdim.all()): fail(f'voxel size {pixdim.tolist()} mm', 'three positive lengths', fix)
+    if not np.isfinite(affine).all() or not size.all() or abs(np.linalg.det(affine[:3,:3]/size)) < 1e-6:
+        fail(f'an affine without an inverse (spacing {tuple(size.tolist())} mm)', 'three independent axes of positive length', fix)
+    return tuple(shape), affine
+
+def _voxels(img, path):
+    "All voxels; a gzip stream is read to its end, because its checksum comes last"
+    if Path(path).suffix != '.gz' or 'header' in img.file_map: return np.asanyarray(img.dataobj)
+    with gzip.open(path) as f:
+        data = np.asanyarray(type(img).from_file_map({'image': FileHolder(fileobj=f)}).dataobj)
+        while f.read(1 << 20): pass
+    return data
+
+def _read(path):
+    "Volume of a file, scaled as its header says, turned to the library's axes"
+    img,pixdim = _open(path)
+    shape,affine = _check_grid(img, pixdim, path)
+    try: data = _voxels(img, path).reshape(shape)
+    except _BROKEN as e:
+        raise CaseError(f'a file that is damaged or ends early ({_why(e)})', f'{"×".join(map(str, shape))} voxels of {img.get_data_dtype()}',
                         'copy or download it again', path=path) from None
-    shape = img.shape[:3] if len(img.shape) == 4 and img.shape[3] == 1 else img.shape
-    if len(shape) != 3 or 0 in shape:
-        raise CaseError(f'an image of shape {img.shape}', 'one volume with three axes',
-                        'save a single volume to its own file', path=path)
-    return img, tuple(shape)
+    data = data.astype(data.dtype.newbyteorder('='), copy=False)
+    return Volume(*to_ipl(data, affine), Source(str(path), shape, affine, img.header.copy()))
 
-def _check_affine(affine, path):
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3,:3])) < 1e-9:
-        raise CaseError(f'an affine without an inverse (spacing {spacing_of(affine)})', 'three axes of positive length',
-                        'repair the header: its qform or sform must hold the true spacing', path=path)
-    return affine
-
-def _read(path, dtype=None):
-    "Volume of a file, turned to the library's axes; `dtype` None applies the file's own scaling"
-    img,shape = _open(path)
-    affine = _check_affine(np.asarray(img.affine, float), path)
-    try: data = (np.asanyarray(img.dataobj) if dtype is None else img.get_fdata(dtype=dtype, caching='unchanged')).reshape(shape)
-    except (OSError, EOFError, ValueError, zlib.error) as e:
-        raise CaseError(f'a file that ends early or is damaged ({e})', f'{np.prod(shape)} voxels of {img.get_data_dtype()}',
-                        'copy or download it again', path=path) from None
-    source = Source(str(path), shape, affine, img.header.copy())
-    return Volume(*to_ipl(data, affine), source)
-
-# %% ../nbs/05_volume.ipynb #c019
+# %% ../nbs/05_volume.ipynb #c024
 def read_volume(
     path:Path|str # NIfTI file
-) -> Volume: # In the library's axes, the file's own dtype; raises `CaseError` for a file it cannot use
+) -> Volume: # In the library's axes, the file's own dtype (float64 where the header scales); raises `CaseError` for a file it cannot use
     "Read any NIfTI volume"
     return _read(path)
 
 def read_ct(
     path:Path|str # NIfTI file
-) -> Volume: # int16 HU; raises `CaseError` also for values that are not finite
-    "Read a CT scan in Hounsfield units"
+) -> Volume: # int16 HU, rounded; raises `CaseError` also for values that are not finite
+    "Read a CT scan in Hounsfield units; values that int16 cannot hold stop at its ends"
     vol = _read(path)
     x = vol.data
     if x.dtype.kind == 'f':
-        if bad := int(x.size - np.count_nonzero(np.isfinite(x))):
+        if bad := x.size - np.count_nonzero(np.isfinite(x)):
             raise CaseError(f'{bad} voxels that are NaN or infinite', 'Hounsfield units', 'replace them (air is -1000)', path=path)
         x = np.rint(x)
     if x.dtype != np.int16: x = np.clip(x, -32768, 32767).astype(np.int16)
@@ -134,31 +156,39 @@ def read_seg(
 ) -> Volume: # uint8 labels 0, 1, 2; raises `CaseError` for other values
     "Read a label map"
     vol = _read(path)
-    values = np.unique(vol.data)
-    if not np.isin(values, LABELS).all():
-        extra = [o for o in values.tolist() if o not in LABELS][:5]
-        raise CaseError(f'label values {extra}', 'only 0 (background), 1 (kidney), 2 (tumor)',
+    known = np.isin(vol.data, LABELS)
+    if not known.all():
+        raise CaseError(f'label values {np.unique(vol.data[~known])[:5].tolist()}', 'only 0 (background), 1 (kidney), 2 (tumor)',
                         'is this the label file? If it has more classes, map them to these three', path=path)
-    return vol.like(np.ascontiguousarray(vol.data.astype(np.uint8)))
+    return vol.like(np.ascontiguousarray(vol.data, dtype=np.uint8))
 
-# %% ../nbs/05_volume.ipynb #c021
+# %% ../nbs/05_volume.ipynb #c026
 def write_volume(
     path:Path|str, # .nii or .nii.gz to write
     vol:Volume     # On its source's grid, if it has one
 ) -> Path: # The file; raises `CaseError` if the array does not fit its source's grid
     "Write a volume in its source's orientation, with the source's affine and header"
-    src,data,affine,header = vol.source, vol.data, vol.affine, None
-    if src is not None:
-        data,affine,header = from_ipl(data, src.affine), src.affine, src.header.copy()
-        if data.shape != tuple(src.shape):
-            raise CaseError(f'an array of shape {data.shape}', f'{tuple(src.shape)}, the grid of {src.path}',
-                            'resample it to the source first', path=path)
-        header.set_data_dtype(data.dtype); header.set_slope_inter(1, 0)
-        header['cal_min'] = header['cal_max'] = 0
-    with atomic_path(path) as tmp: nib.save(nib.Nifti1Image(data, affine, header), tmp)
+    if not str(path).endswith(('.nii', '.nii.gz')):
+        raise CaseError(f'the name {Path(path).name}', 'one that ends in .nii or .nii.gz', 'choose such a name', path=path)
+    data = vol.data.astype(np.uint8) if vol.data.dtype == bool else vol.data
+    affine,header = vol.affine, None
+    if vol.source is not None: data,affine,header = _on_source(data, vol.source, path)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    with atomic_path(path) as tmp: nib.save(kind(data, affine, header, dtype=data.dtype), tmp)
     return Path(path)
 
-# %% ../nbs/05_volume.ipynb #c028
+def _on_source(data, src, path):
+    "Array, affine and header as the source's file has them"
+    data = from_ipl(data, src.affine)
+    if data.shape != tuple(src.shape):
+        raise CaseError(f'an array of shape {data.shape}', f'{tuple(src.shape)}, the grid of {src.path}', 'resample it to the source first', path=path)
+    if src.header is None: return data, src.affine, None
+    header = src.header.copy()
+    if header.get_data_dtype() != data.dtype: header['cal_min'] = header['cal_max'] = 0   # a display window in HU is none for labels
+    header.set_data_dtype(data.dtype); header.set_slope_inter(1, 0)
+    return data.reshape(header.get_data_shape()), src.affine, header
+
+# %% ../nbs/05_volume.ipynb #c040
 def resampled_shape(
     shape:tuple,   # (D,H,W)
     spacing:tuple, # mm
@@ -178,21 +208,21 @@ def resampled_affine(
     step[:3,:3],step[:3,3] = np.diag(scale), scale/2 - .5   # @eq-centre as a matrix
     return affine @ step
 
-# %% ../nbs/05_volume.ipynb #c032
+# %% ../nbs/05_volume.ipynb #c044
 def resample(
     x:np.ndarray|Tensor,    # (...,D,H,W)
     shape:tuple,            # Wanted (D',H',W')
     mode:str='trilinear'    # 'trilinear', or 'nearest' for labels
-) -> np.ndarray|Tensor: # (...,D',H',W'), same kind and dtype
+) -> np.ndarray|Tensor: # (...,D',H',W'), same kind and dtype; `x` itself if it has that shape
     "Resample an array to another number of voxels over the same extent"
     if isinstance(x, np.ndarray): return resample(torch.from_numpy(np.ascontiguousarray(x)), shape, mode).numpy()
     if tuple(x.shape[-3:]) == tuple(shape): return x
+    whole = not x.dtype.is_floating_point
     flat = x.reshape(1, -1, *x.shape[-3:])
-    if mode == 'nearest': out = F.interpolate(flat.float(), tuple(shape), mode='nearest-exact')
-    else:
-        out = F.interpolate(flat if x.dtype.is_floating_point else flat.float(), tuple(shape), mode=mode, align_corners=False)
-        if not x.dtype.is_floating_point: out = out.round_()
-    return out.to(x.dtype).reshape(*x.shape[:-3], *shape)
+    if whole: flat = flat.double() if x.dtype.itemsize > 2 else flat.float()
+    if mode == 'nearest': out = F.interpolate(flat, tuple(shape), mode='nearest-exact')
+    else: out = F.interpolate(flat, tuple(shape), mode=mode, align_corners=False)
+    return (out.round_() if whole else out).to(x.dtype).reshape(*x.shape[:-3], *shape)
 
 def resample_volume(
     vol:Volume,             # Any volume
@@ -203,7 +233,7 @@ def resample_volume(
     shape = resampled_shape(vol.shape, vol.spacing, spacing)
     return Volume(resample(vol.data, shape, mode), resampled_affine(vol.affine, vol.shape, shape), vol.source)
 
-# %% ../nbs/05_volume.ipynb #c036
+# %% ../nbs/05_volume.ipynb #c048
 def normalize_hu(
     hu:np.ndarray|Tensor # HU, any shape
 ) -> np.ndarray|Tensor: # float32 in [-1,1]
