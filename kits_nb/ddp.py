@@ -22,9 +22,9 @@ def all_reduce_sum(
     t:Tensor # Counts or sums of this process, any shape
 ) -> Tensor: # The same, summed over all processes
     "Sum a tensor over all processes"
-    if torch.distributed.is_initialized():
-        t = t.clone()
-        torch.distributed.all_reduce(t)
+    if not torch.distributed.is_initialized(): return t
+    t = t.to('cuda') if torch.distributed.get_backend() == 'nccl' else t.clone()   # NCCL sums on the GPU only
+    torch.distributed.all_reduce(t)
     return t
 
 # %% ../nbs/57_ddp.ipynb #c013

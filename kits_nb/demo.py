@@ -45,7 +45,7 @@ def run_demo(
     train(out/'prepared', out/'run', recipe, echo)
     say('segmenting the test phantoms')
     models = load_models(out/'run')
-    predict_folder(models, find_cases(out/'test'), out/'predictions', PredictConfig(overlap=.25, precision='float32'), overwrite=True)
+    predict_folder(models, find_cases(out/'test'), out/'predictions', PredictConfig(overlap=.25), overwrite=True)
     table,_ = evaluate_folder(out/'predictions', out/'test')
     save_scores(table, out/'predictions')
     echo(table[list(SCORES)].to_string(float_format='{:.4f}'.format))

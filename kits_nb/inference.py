@@ -123,7 +123,7 @@ class PredictConfig(Config):
     window:tuple|None = None  # Size of a window (D,H,W), voxels of the working grid; None is the model's training crop
     overlap:float = .5        # Share of a window that the next one covers again
     tta:bool = True           # Mean over 8 flips?
-    batch_size:int = 1        # Windows per forward pass
+    batch_size:int = 2        # Windows per forward pass; PyTorch's float32 convolutions on a CPU are several times slower with 1
     precision:str = 'auto'    # 'float32', 'bfloat16', 'float16', or the best this device is good at
     skip_air:bool = True      # Answer 0 for windows that hold nothing but air?
     slab:int = 16             # Slices that are resampled at a time

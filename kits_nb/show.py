@@ -37,11 +37,26 @@ def busiest_slice(
     return int(((seg == TUMOR).sum((1,2))*1000. + (seg > BACKGROUND).sum((1,2))).argmax())
 
 # %% ../nbs/15_show.ipynb #c011
-def _spacing(x, spacing): return spacing or (x.spacing if isinstance(x, Volume) else (1.,1.,1.))
+def _spacing(x, spacing):
+    if spacing is not None: return tuple(spacing)
+    return x.spacing if isinstance(x, Volume) else (1.,1.,1.)
+
+def _cut(x, index, axis, shape):
+    "One slice of labels or of a map that must lie on the scan's grid"
+    x = _array(x)
+    if x.shape != shape: raise ValueError(f'this lies on a grid of {x.shape}, the scan on one of {shape}: resample one of them')
+    return x.take(index, axis)
 
 def _outline(ax, mask, color, **kwargs):
     "Contour of a 2-D mask, if there is any"
     if mask.any() and not mask.all(): ax.contour(mask, [.5], colors=[color], linewidths=1.2, **kwargs)
+
+def _fill(ax, mask, color, alpha=.75):
+    "Colour a 2-D mask"
+    from matplotlib.colors import to_rgb
+    ax.imshow(np.concatenate([np.broadcast_to(to_rgb(color), (*mask.shape, 3)), alpha*mask[...,None]], -1), aspect=ax.get_aspect())
+
+def _masks(labels): return to_channels(labels[None])[:,0]
 
 def show_slice(
     ct,             # HU (D,H,W): Volume, array or tensor
@@ -51,32 +66,49 @@ def show_slice(
     spacing=None,   # mm (D,H,W); a Volume knows its own
     ax=None,        # Matplotlib axes
     pred=None,      # Predicted labels, outlined with dashes
-    title=None      # Above the picture
-): # The axes
+    title=None,     # Above the picture
+    edge=None,      # Mask (D,H,W), such as an edge target, filled in its own colour
+    fill:float=0,   # Opacity of a filling beside `seg`'s outlines, 0 to 1
+    bar:float=0     # Length of a scale bar, mm; 0 for none
+): # The axes; raises `ValueError` where labels do not lie on the scan's grid
     "One slice in the abdominal window, with outlines"
     import matplotlib.pyplot as plt
     x,sp = _array(ct), np.delete(_spacing(ct, spacing), axis)
     if index is None: index = x.shape[axis]//2 if seg is None else busiest_slice(seg, axis)
-    ax = ax or plt.subplots(figsize=(4,4), dpi=80)[1]
+    ax = plt.subplots(figsize=(4,4), dpi=80)[1] if ax is None else ax
     ax.imshow(x.take(index, axis), cmap='gray', vmin=WINDOW[0], vmax=WINDOW[1], aspect=sp[0]/sp[1])
-    for labels,style in ((seg, 'solid'), (pred, 'dashed')):
-        if labels is not None:
-            for mask,color in zip(to_channels(_array(labels).take([index], axis).squeeze(axis)[None]), COLORS): _outline(ax, mask[0], color, linestyles=style)
+    if edge is not None: _fill(ax, _cut(edge, index, axis, x.shape) > 0, EDGE_COLOR)
+    for labels,style,alpha in ((seg, 'solid', fill), (pred, 'dashed', 0)):
+        if labels is not None: _draw_labels(ax, _masks(_cut(labels, index, axis, x.shape)), style, alpha)
+    if bar: _scale_bar(ax, bar/sp[1], f'{bar:g} mm')
     ax.set_title(title, fontsize=9); ax.axis('off')
     return ax
 
-# %% ../nbs/15_show.ipynb #c016
+def _draw_labels(ax, masks, style, alpha):
+    "Both classes of one slice"
+    if alpha:
+        for mask,color in zip((masks[0] & ~masks[1], masks[1]), COLORS): _fill(ax, mask, color, alpha)
+    for mask,color in zip(masks, COLORS): _outline(ax, mask, color, linestyles=style)
+
+def _scale_bar(ax, pixels, text):
+    "A bar in the lower left corner"
+    h,w = ax.images[0].get_array().shape[:2]
+    ax.plot([.04*w, .04*w+pixels], [.95*h]*2, color='white', lw=2, solid_capstyle='butt')
+    ax.text(.04*w, .92*h, text, color='white', fontsize=7, va='bottom')
+
+# %% ../nbs/15_show.ipynb #c022
 def show_planes(
     ct,            # HU (D,H,W)
     seg=None,      # Labels
     center=None,   # (z,y,x); by default the busiest slice of every axis
-    spacing=None   # mm
+    spacing=None,  # mm
+    figsize=(9,3.2)# Inches
 ): # Array of 3 axes
     "Axial, coronal and sagittal slices through a point"
     import matplotlib.pyplot as plt
-    axs = plt.subplots(1, 3, figsize=(9,3.2), dpi=90, layout='constrained')[1]
+    axs = plt.subplots(1, 3, figsize=figsize, dpi=90, layout='constrained')[1]
     for axis,(ax,name) in enumerate(zip(axs, ('axial', 'coronal', 'sagittal'))):
-        show_slice(ct, seg, center and center[axis], axis, spacing, ax, title=name)
+        show_slice(ct, seg, None if center is None else int(center[axis]), axis, spacing, ax, title=name)
     return axs
 
 def show_montage(
@@ -95,7 +127,7 @@ def show_montage(
         ax.axis('off')
     return axs[:n]
 
-# %% ../nbs/15_show.ipynb #c020
+# %% ../nbs/15_show.ipynb #c028
 MISSED_COLOR,ADDED_COLOR = '#D55E00', '#009E73'
 
 def show_error(
@@ -106,18 +138,16 @@ def show_error(
     channel:int=0, # 0 kidney with tumor, 1 tumor
     spacing=None,  # mm
     ax=None,       # Matplotlib axes
-    title=None     # Above the picture
+    title=None,    # Above the picture
+    axis:int=0     # Axis to cut
 ): # The axes
     "Missed voxels in red-orange, added ones in green"
     t,p = (to_channels(_array(o))[channel] for o in (truth, pred))
-    if index is None: index = int((t != p).sum((1,2)).argmax())
-    ax = show_slice(ct, None, index, 0, spacing, ax, title=title)
-    for mask,color in ((t & ~p, MISSED_COLOR), (p & ~t, ADDED_COLOR)): _fill(ax, mask[index], color)
+    if index is None: index = int(np.moveaxis(t != p, axis, 0).sum((1,2)).argmax())
+    ax = show_slice(ct, None, index, axis, spacing, ax, title=title)
+    shape = _array(ct).shape
+    for mask,color in ((t & ~p, MISSED_COLOR), (p & ~t, ADDED_COLOR)): _fill(ax, _cut(mask, index, axis, shape), color)
     return ax
-
-def _fill(ax, mask, color, alpha=.75):
-    from matplotlib.colors import to_rgb
-    ax.imshow(np.concatenate([np.broadcast_to(to_rgb(color), (*mask.shape, 3)), alpha*mask[...,None]], -1), aspect=ax.get_aspect())
 
 def show_map(
     ct,                 # HU (D,H,W)
@@ -130,12 +160,12 @@ def show_map(
     cmap:str='magma'    # Colours of the map
 ): # The axes
     "A map over a slice, transparent where it is 0"
-    v = _array(values).take(index, axis)
+    v = _cut(values, index, axis, _array(ct).shape)
     ax = show_slice(ct, None, index, axis, spacing, ax, title=title)
     ax.imshow(v, cmap=cmap, vmin=0, vmax=1, alpha=np.clip(v*1.2, 0, 1)*.85, aspect=ax.get_aspect())
     return ax
 
-# %% ../nbs/15_show.ipynb #c023
+# %% ../nbs/15_show.ipynb #c035
 class SliceViewer:
     "Scroll through a scan: queries on the state, and `widget()` to show it"
     def __init__(self,
@@ -155,15 +185,36 @@ class SliceViewer:
         self.index = int(np.clip(index, 0, self.ct.shape[self.axis]-1))
         return self
 
-    def slice(self) -> np.ndarray: # HU, 2-D
-        "The numbers on show"
-        return self.ct.data.take(self.index, self.axis)
+    def slice(self,
+        axis:int|None=None,  # By default the current one
+        index:int|None=None  # By default the current one
+    ) -> np.ndarray: # HU, 2-D
+        "The numbers on show, or of another slice; the state stays"
+        return self.ct.data.take(self.index if index is None else index, self.axis if axis is None else axis)
 
-    def describe(self, row:int, col:int) -> dict: # voxel (z,y,x), HU, mm (x,y,z), label
-        "What lies at a pixel of the picture"
+    def voxel_at(self,
+        row:int, # Of the picture
+        col:int  # Of the picture
+    ) -> tuple: # (z,y,x)
+        "The voxel behind a pixel"
         at = [row, col]; at.insert(self.axis, self.index)
-        label = None if self.seg is None else int(self.seg.data[tuple(at)])
-        return dict(voxel=tuple(at), hu=int(self.ct.data[tuple(at)]), mm=tuple((self.ct.affine @ [*at, 1])[:3].round(1).tolist()), label=label)
+        return tuple(at)
+
+    def hu_at(self,
+        row:int, # Of the picture
+        col:int  # Of the picture
+    ) -> int: # HU
+        "The HU behind a pixel"
+        return int(self.ct.data[self.voxel_at(row, col)])
+
+    def describe(self,
+        row:int, # Of the picture
+        col:int  # Of the picture
+    ) -> dict: # voxel (z,y,x), HU, mm (x,y,z) in RAS+, label
+        "What lies at a pixel of the picture"
+        at = self.voxel_at(row, col)
+        mm = (self.ct.affine @ [*at, 1])[:3].round(1).tolist()
+        return dict(voxel=at, hu=self.hu_at(row, col), mm=tuple(mm), label=None if self.seg is None else int(self.seg.data[at]))
 
     def draw(self, ax=None):
         "The current slice"

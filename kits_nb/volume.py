@@ -10,11 +10,9 @@ __all__ = ['AXCODES', 'spacing_of', 'Source', 'Volume', 'to_ipl', 'from_ipl', 'r
            'to_channels', 'to_labels']
 
 # %% ../nbs/05_volume.ipynb #c003
-import gzip, zlib
+import gzip, zlib, nibabel as nib, numpy as np, torch, torch.nn.functional as F
 from dataclasses import dataclass, replace
 from pathlib import Path
-import nibabel as nib, numpy as np, torch
-import torch.nn.functional as F
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
@@ -40,7 +38,7 @@ class Source:
     path:str                 # File
     shape:tuple              # Shape in the file's axis order
     affine:np.ndarray        # The file's affine (4,4)
-    header:object = None     # The file's NIfTI header
+    header:object = None     # The file's NIfTI header, if it has one
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -82,7 +80,6 @@ def from_ipl(
 # %% ../nbs/05_volume.ipynb #c022
 _NIFTI = 'a NIfTI file (.nii or .nii.gz)'
 _BROKEN = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error)
-
 def _why(e): return ' '.join(str(e).split()) or type(e).__name__
 
 def _open(path):
@@ -104,8 +101,7 @@ def _check_grid(img, pixdim, path):
     shape = img.shape[:3] if set(img.shape[3:]) <= {1} else img.shape
     if len(shape) != 3 or min(shape) < 1: fail(f'an image of shape {img.shape}', 'one volume with three axes', 'save a single volume to its own file')
     if img.get_data_dtype().kind not in 'iuf': fail(f'voxels of type {img.get_data_dtype()}', 'whole or floating-point numbers', 'save one number per voxel')
-    affine = np.asarray(img.affine, float)
-    size = np.array(spacing_of(affine))
+    affine = np.asarray(img.affine, float); size = np.array(spacing_of(affine))
     fix = 'repair the header: pixdim and the qform or sform must hold the true spacing'
     if not (np.isfinite(pixdim).all() and pixdim.all()): fail(f'voxel size {pixdim.tolist()} mm', 'three positive lengths', fix)
     if not np.isfinite(affine).all() or not size.all() or abs(np.linalg.det(affine[:3,:3]/size)) < 1e-6:
@@ -128,8 +124,8 @@ def _read(path):
     except _BROKEN as e:
         raise CaseError(f'a file that is damaged or ends early ({_why(e)})', f'{"×".join(map(str, shape))} voxels of {img.get_data_dtype()}',
                         'copy or download it again', path=path) from None
-    data = data.astype(data.dtype.newbyteorder('='), copy=False)
-    return Volume(*to_ipl(data, affine), Source(str(path), shape, affine, img.header.copy()))
+    native = data.astype(data.dtype.newbyteorder('='), copy=False)
+    return Volume(*to_ipl(native, affine), Source(str(path), shape, affine, img.header.copy()))
 
 # %% ../nbs/05_volume.ipynb #c024
 def read_volume(
@@ -142,8 +138,7 @@ def read_ct(
     path:Path|str # NIfTI file
 ) -> Volume: # int16 HU, rounded; raises `CaseError` also for values that are not finite
     "Read a CT scan in Hounsfield units; values that int16 cannot hold stop at its ends"
-    vol = _read(path)
-    x = vol.data
+    vol = _read(path); x = vol.data
     if x.dtype.kind == 'f':
         if bad := x.size - np.count_nonzero(np.isfinite(x)):
             raise CaseError(f'{bad} voxels that are NaN or infinite', 'Hounsfield units', 'replace them (air is -1000)', path=path)
@@ -156,7 +151,7 @@ def read_seg(
 ) -> Volume: # uint8 labels 0, 1, 2; raises `CaseError` for other values
     "Read a label map"
     vol = _read(path)
-    known = np.isin(vol.data, LABELS)
+    known = (vol.data == BACKGROUND) | (vol.data == KIDNEY) | (vol.data == TUMOR)
     if not known.all():
         raise CaseError(f'label values {np.unique(vol.data[~known])[:5].tolist()}', 'only 0 (background), 1 (kidney), 2 (tumor)',
                         'is this the label file? If it has more classes, map them to these three', path=path)
@@ -170,8 +165,7 @@ def write_volume(
     "Write a volume in its source's orientation, with the source's affine and header"
     if not str(path).endswith(('.nii', '.nii.gz')):
         raise CaseError(f'the name {Path(path).name}', 'one that ends in .nii or .nii.gz', 'choose such a name', path=path)
-    data = vol.data.astype(np.uint8) if vol.data.dtype == bool else vol.data
-    affine,header = vol.affine, None
+    data,affine,header = vol.data.astype(np.uint8) if vol.data.dtype == bool else vol.data, vol.affine, None
     if vol.source is not None: data,affine,header = _on_source(data, vol.source, path)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     with atomic_path(path) as tmp: nib.save(kind(data, affine, header, dtype=data.dtype), tmp)
@@ -185,7 +179,6 @@ def _on_source(data, src, path):
     if src.header is None: return data, src.affine, None
     header = src.header.copy()
     if header.get_data_dtype() != data.dtype: header['cal_min'] = header['cal_max'] = 0   # a display window in HU is none for labels
-    header.set_data_dtype(data.dtype); header.set_slope_inter(1, 0)
     return data.reshape(header.get_data_shape()), src.affine, header
 
 # %% ../nbs/05_volume.ipynb #c040
@@ -203,8 +196,7 @@ def resampled_affine(
     new_shape:tuple    # Shape of the new grid with the same extent
 ) -> np.ndarray: # Affine of the new grid
     "The affine of a grid that covers the same extent with other voxels"
-    scale = np.array(shape)/np.array(new_shape)
-    step = np.eye(4)
+    scale,step = np.array(shape)/np.array(new_shape), np.eye(4)
     step[:3,:3],step[:3,3] = np.diag(scale), scale/2 - .5   # @eq-centre as a matrix
     return affine @ step
 
@@ -220,8 +212,8 @@ def resample(
     whole = not x.dtype.is_floating_point
     flat = x.reshape(1, -1, *x.shape[-3:])
     if whole: flat = flat.double() if x.dtype.itemsize > 2 else flat.float()
-    if mode == 'nearest': out = F.interpolate(flat, tuple(shape), mode='nearest-exact')
-    else: out = F.interpolate(flat, tuple(shape), mode=mode, align_corners=False)
+    how = dict(mode='nearest-exact') if mode == 'nearest' else dict(mode=mode, align_corners=False)
+    out = F.interpolate(flat, tuple(shape), **how)
     return (out.round_() if whole else out).to(x.dtype).reshape(*x.shape[:-3], *shape)
 
 def resample_volume(
@@ -233,7 +225,7 @@ def resample_volume(
     shape = resampled_shape(vol.shape, vol.spacing, spacing)
     return Volume(resample(vol.data, shape, mode), resampled_affine(vol.affine, vol.shape, shape), vol.source)
 
-# %% ../nbs/05_volume.ipynb #c048
+# %% ../nbs/05_volume.ipynb #c052
 def normalize_hu(
     hu:np.ndarray|Tensor # HU, any shape
 ) -> np.ndarray|Tensor: # float32 in [-1,1]
