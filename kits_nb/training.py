@@ -79,7 +79,7 @@ class Recipe:
 # %% ../nbs/60_training.ipynb #c010
 RECIPES = dict(
     tiny = Recipe(PrepareConfig(spacing=(4.,4.,4.)), NetConfig.preset('tiny'),
-                  TrainConfig(crop=(32,48,48), bs=2, per_case=8, valid_per_case=8, epochs=10, lr=3e-3, probs=(.4,.2,.4), precision='float32')),
+                  TrainConfig(crop=(32,48,48), bs=2, per_case=8, valid_per_case=8, epochs=10, lr=3e-3, probs=(.6,.25,.15), precision='float32')),
     paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
                      TrainConfig(crop=(128,128,128), bs=4, per_case=2, lr=2e-4, wd=1e-5, num_workers=8)))
