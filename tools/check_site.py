@@ -216,7 +216,10 @@ def main(root=ROOT):
     report = Report()
     for nb in sorted((root/'nbs').glob('*.ipynb')): check_title(nb, report); check_imports(nb, report)
     if report.broken: return report
-    proc = make_pages(root)
+    try: proc = make_pages(root)
+    except Exception as e:   # the message names the notebook and the cell
+        report('pages made', False, 'nbs', str(e))
+        return report
     config = yaml.safe_load((proc/'_quarto.yml').read_text(encoding='utf8'))
     keys = re.findall(r'^@\w+\{\s*([^,\s]+)', (proc/config['bibliography']).read_text(encoding='utf8'), re.M)
     pages = [read_page(p) for p in sorted(proc.iterdir()) if p.suffix in ('.ipynb', '.qmd')]
