@@ -20,7 +20,7 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
     keywords=cfg['keywords'].split(), license=cfg['license'], packages=find_packages(include=['kits_nb*']),
     python_requires=f">={cfg['min_python']}", install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements')},
+    extras_require={o.removesuffix('_requirements'): lines(o) for o in cfg if o.endswith('_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     long_description=(here/'README.md').read_text(encoding='utf8'), long_description_content_type='text/markdown',
 )
