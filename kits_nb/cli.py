@@ -11,6 +11,7 @@ __all__ = ['plain_errors', 'finish', 'three', 'shares', 'case_ids', 'kits_phanto
 # %% ../nbs/90_cli.ipynb #c003
 import os, sys, warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from fastcore.script import call_parse
 
@@ -113,15 +114,25 @@ def kits_train(
     seed:int=None,         # Of weights, crops and augmentation
     num_workers:int=None,  # Processes that read crops
     precision:str=None,    # auto, float32, bfloat16 or float16
-    device:str=''          # cuda, cuda:1, cpu; by default the GPU if there is one
+    device:str='',         # cuda, cuda:1, cpu; by default the GPU if there is one
+    resume:bool=False,     # Go on with the run in this folder; start if there is none
+    folds:str='',          # An ensemble in run/fold_0 …: all, or 0,2
+    processes:int=1        # On this machine, one per GPU, each with --bs crops of a step
 ):
-    "Train a network on prepared cases. On several GPUs: torchrun --nproc-per-node 8 --no-python kits-train, and the same arguments"
+    "Train a network on prepared cases. On several machines: torchrun --no-python kits-train, and the same arguments on each"
     with plain_errors():
-        from kits_nb.training import get_recipe, launch, train
+        from kits_nb.ddp import launch, run_processes, world
+        from kits_nb.ensemble import fold_list, train_folds
+        from kits_nb.training import get_recipe, train
         changes = dict(epochs=epochs, lr=lr, bs=bs, crop=crop and three(crop, int), per_case=per_case, probs=probs and shares(probs), fold=fold, n_folds=n_folds,
                        seed=seed, num_workers=num_workers, precision=precision)
-        launch()
-        train(prepared, run, get_recipe(recipe).replace(**{k: v for k,v in changes.items() if v is not None}), device=device or None)
+        if processes > 1 and world()[1] == 1:
+            sys.exit((words := run_processes([sys.executable, *sys.argv], processes)) and f'error: {words}')
+        settings = get_recipe(recipe).replace(**{k: v for k,v in changes.items() if v is not None})
+        args = dict(device=device or None, resume=resume, echo=partial(print, flush=True))   # flushed: a log file is read while it grows
+        with launch():
+            if folds: train_folds(prepared, run, settings, fold_list(folds, settings.train.n_folds), **args)
+            else: train(prepared, run, settings, **args)
 
 # %% ../nbs/90_cli.ipynb #c016
 def pick_device(

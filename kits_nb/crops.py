@@ -68,7 +68,8 @@ class CropDataset:
         per_case:int=1,           # Crops of each case in an epoch
         probs:tuple=(.8,.1,.1),   # Centres on tumor, any foreground, background
         seed:int=0,               # Another seed, other crops
-        split_idx:int|None=None   # 0 training, 1 held out: a fastai loader asks its data set which random transforms to apply
+        split_idx:int|None=None,  # 0 training, 1 held out: a fastai loader asks its data set which random transforms to apply
+        draws:int=0               # Random numbers in [0,1) to go with each crop, for its augmentation
     ): store_attr(); self.set_epoch(0)
 
     def set_epoch(self,
@@ -79,11 +80,17 @@ class CropDataset:
 
     def __len__(self): return len(self.cases)*self.per_case
 
-    def __getitem__(self, i): # (TensorCT int16 (1,D,H,W), TensorSeg uint8 (D,H,W))
-        case = self.cases[self.order[i] % len(self.cases)]
-        center,_ = crop_center(case, np.random.default_rng([self.seed, self.epoch, i]), self.probs)
+    def case_of(self,
+        i:int # Index of an item
+    ) -> 'PreparedCase': # The case that it is cut from in this epoch
+        return self.cases[self.order[i] % len(self.cases)]
+
+    def __getitem__(self, i): # (TensorCT int16 (1,D,H,W), TensorSeg uint8 (D,H,W)), and float32 (draws,) if there are any
+        case,rng = self.case_of(i).intact(), np.random.default_rng([self.seed, self.epoch, i])
+        center,_ = crop_center(case, rng, self.probs)
         ct,seg = read_crop(case, center, self.size)
-        return TensorCT(torch.from_numpy(ct)[None]), TensorSeg(torch.from_numpy(seg))
+        item = TensorCT(torch.from_numpy(ct)[None]), TensorSeg(torch.from_numpy(seg))
+        return (*item, torch.from_numpy(rng.random(self.draws, np.float32))) if self.draws else item
 
 class SetEpoch(Callback):
     "Tell the training crops which epoch it is"
@@ -106,23 +113,29 @@ class RandomFlip3D(ItemTransform):
     def __init__(self,
         p:float=.5 # Probability of a flip, per sample and axis
     ): super().__init__(); self.p = p
-    def encodes(self, xy):
-        x,y = xy
-        flips = (torch.rand(len(x), 3) < self.p).tolist()
-        flip = lambda t,dims: t.flip(dims) if dims else t
-        dims = [[-3+a for a in range(3) if f[a]] for f in flips]
-        return tuple(type(t)(torch.stack([flip(s, d) for s,d in zip(t.as_subclass(Tensor), dims)])) for t in (x, y))
+    def encodes(self, b): # (x, y), or (x, y, draws (B,5)) of which the first three are used
+        x,y,*draws = b
+        flips = _draws(draws, x)[:,:3] < self.p
+        for a in range(3): x,y = [_flip_some(t, flips[:,a], a-3) for t in (x, y)]
+        return (x, y, *draws)
 
-class RandomIntensity(Transform):
+def _draws(draws, x): return draws[0] if draws else torch.rand(len(x), 5).to(x.device)
+
+def _flip_some(t, which, dim):
+    "Flip the samples where `which` holds, without asking the device which they are"
+    return torch.where(which.reshape(-1, *[1]*(t.ndim-1)), t.flip(dim), t).as_subclass(type(t))
+
+class RandomIntensity(ItemTransform):
     "Scale and shift the intensities of each sample; training crops only"
     split_idx,order = 0, 30
     def __init__(self,
         scale:float=.1, # Factor in 1-scale … 1+scale
         shift:float=.1  # Summand in -shift … shift, HU/1000
     ): super().__init__(); self.scale,self.shift = scale, shift
-    def encodes(self, x:TensorCT):
-        a,b = ((2*torch.rand(2, len(x), 1, 1, 1, 1) - 1)*tensor([self.scale, self.shift]).reshape(2,1,1,1,1,1)).to(x.device)
-        return x*(1 + a) + b
+    def encodes(self, b): # (x, y), or (x, y, draws (B,5)) of which the last two are used up
+        x,y,*draws = b
+        a,b = 2*_draws(draws, x)[:,3:].T.reshape(2,-1,1,1,1,1) - 1
+        return x*(1 + self.scale*a) + self.shift*b, y
 
 # %% ../nbs/30_crops.ipynb #c023
 def crop_dataloaders(
@@ -140,7 +153,7 @@ def crop_dataloaders(
 ) -> DataLoaders: # Batches (TensorCT float (B,1,D,H,W), TensorSeg uint8 (B,D,H,W))
     "Training and held-out crops in batches"
     tfms = [NormalizeHU(), *([RandomFlip3D(), RandomIntensity()] if augment else [])]
-    sets = CropDataset(train, size, per_case, probs, seed, 0), CropDataset(valid, size, valid_per_case, probs, seed+1, 1)
+    sets = CropDataset(train, size, per_case, probs, seed, 0, 5 if augment else 0), CropDataset(valid, size, valid_per_case, probs, seed+1, 1)
     dls = [TfmdDL(ds, bs=bs, shuffle=False, num_workers=num_workers, after_batch=tfms, device=device) for ds in sets]
     return DataLoaders(*dls, device=device)
 

@@ -22,12 +22,14 @@ def _but_class(x): return [d for d in range(x.ndim) if d != 1]           # Batch
 def dice_loss(
     logits:Tensor,   # (B,C,D,H,W), before the sigmoid, any float dtype
     targ:Tensor,     # (B,C,D,H,W), bool, or 0 and 1
-    eps:float=1e-5   # Keeps an empty class from dividing zero by zero
+    eps:float=1e-5,  # Keeps an empty class from dividing zero by zero
+    pool=None        # Adds sums over processes: `pool_sums` of chapter 57
 ) -> Tensor: # Mean over the classes: a scalar in [0,1], float32
     "Soft Dice loss with squared denominators, summed over the batch"
     p = _full(logits).sigmoid()
     t,dims = targ.to(p.dtype), _but_class(p)
-    overlap,sizes = (t*p).sum(dims), (t*t).sum(dims) + (p*p).sum(dims)   # (C,)
+    sums = torch.stack(((t*p).sum(dims), (t*t).sum(dims) + (p*p).sum(dims)))   # (2,C)
+    overlap,sizes = pool(sums) if pool else sums
     return (1 - 2*overlap/(sizes + eps)).mean()                          # eq. 1
 
 # %% ../nbs/50_losses.ipynb #c021
@@ -67,13 +69,16 @@ def edge_target(
 def weighted_bce(
     logits:Tensor,        # (B,C,D,H,W), before the sigmoid, any float dtype
     edges:Tensor,         # (B,C,D,H,W), bool, or 0 and 1
-    reduction:str='mean'  # Over voxels: 'mean', or the paper's letter, 'sum'
+    reduction:str='mean', # Over voxels: 'mean', or the paper's letter, 'sum'
+    pool=None             # Adds sums over processes, each with as many voxels: `pool_sums` of chapter 57
 ) -> Tensor: # Mean over the classes: a scalar, float32; raises ValueError for another reduction
     "Cross-entropy in which edge and other voxels weigh the same in total"
     if reduction not in ('mean', 'sum'): raise ValueError(f"found reduction {reduction!r}; expected 'mean' or 'sum'")
     x = _full(logits)
     t = edges.to(x.dtype)
-    beta = 1 - t.mean(_but_class(x), keepdim=True)                                             # (1,C,1,1,1)
+    share = t.mean(_but_class(x), keepdim=True)                                                # (1,C,1,1,1)
+    if pool: share,n = pool(torch.stack((share, torch.ones_like(share)))); share = share/n     # of all processes
+    beta = 1 - share
     loss = F.binary_cross_entropy_with_logits(x, t, (1-beta) + t*(2*beta-1), reduction='sum')   # eq. 2
     return loss/(x.shape[1] if reduction == 'sum' else x.numel())
 
@@ -84,9 +89,11 @@ class BoundaryLoss(nn.Module):
         w_dice:float=1.,      # Weight of the masks' Dice loss
         w_edge_dice:float=1., # Weight of the edges' Dice loss
         w_edge_bce:float=1.,  # Weight of the edges' cross-entropy
-        width:int=1           # Of the edge target on each side of the surface, voxels
+        width:int=1,          # Of the edge target on each side of the surface, voxels
+        pool=None             # Adds sums over processes, so that they share one batch: `pool_sums` of chapter 57
     ):
         super().__init__()
+        self.pool = pool
         self.weights,self.width,self.parts = dict(dice=w_dice, edge_dice=w_edge_dice, edge_bce=w_edge_bce), width, {}
 
     def forward(self,
@@ -95,10 +102,10 @@ class BoundaryLoss(nn.Module):
     ) -> Tensor: # A scalar, float32; the unweighted parts are left in `parts`
         (seg,edge),masks = pred, to_channels(targ.as_subclass(Tensor))   # (B,2,D,H,W)
         assert seg.shape == masks.shape, f'logits {tuple(seg.shape)} for masks {tuple(masks.shape)}'
-        parts = dict(dice=dice_loss(seg, masks))
+        parts = dict(dice=dice_loss(seg, masks, pool=self.pool))
         if edge is not None:
             edges = edge_target(masks, self.width)
-            parts |= dict(edge_dice=dice_loss(edge, edges), edge_bce=weighted_bce(edge, edges))
+            parts |= dict(edge_dice=dice_loss(edge, edges, pool=self.pool), edge_bce=weighted_bce(edge, edges, pool=self.pool))
         self.parts = {k: v.detach() for k,v in parts.items()}
         return sum(self.weights[k]*v for k,v in parts.items())
 

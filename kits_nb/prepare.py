@@ -99,6 +99,13 @@ class PreparedCase:
             if (n := len(getattr(self, name))) != (want := counts.get(name, n)): raise self._bad(f'{n} {name} positions', f'{want}', name)
         return self
 
+    def intact(self) -> 'PreparedCase': # Itself; raises `CaseError` if a file is shorter than it was
+        "Look at the files' sizes again: touching a map beyond its file's end would kill the process"
+        for name in ('ct', 'seg'):
+            a,path = getattr(self, name), self.folder/f'{name}.npy'
+            if (n := path.stat().st_size if path.exists() else 0) < (want := a.offset + a.nbytes): raise self._bad(f'{n} bytes', f'{want}', name)
+        return self
+
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k not in ('ct', 'seg', 'kidney', 'tumor')}
     def __repr__(self): return f'PreparedCase({self.id}, {"×".join(map(str, self.shape))})'
 

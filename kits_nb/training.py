@@ -6,8 +6,8 @@ Docs: https://kits-nb.github.io/kits_nb/training.html.md"""
 
 # %% auto #0
 __all__ = ['RECIPES', 'TrainConfig', 'Recipe', 'get_recipe', 'poly_lr', 'PolyLR', 'adam', 'Autocast', 'precision_callbacks',
-           'EpochLog', 'format_row', 'Checkpoint', 'set_seed', 'make_learner', 'describe_run', 'split_cases', 'launch',
-           'train']
+           'EpochLog', 'write_log', 'say_time', 'format_row', 'Checkpoint', 'set_seed', 'make_learner', 'describe_run',
+           'split_cases', 'same_run', 'train']
 
 # %% ../nbs/60_training.ipynb #c003
 import csv, platform, random, subprocess, sys, time
@@ -17,7 +17,6 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 import kits_nb, numpy as np, torch
-from accelerate import Accelerator
 from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.fp16 import MixedPrecision
@@ -31,6 +30,7 @@ from .network import *
 from .losses import *
 from .metrics import *
 from .ddp import *
+from .checkpoint import *
 
 # %% ../nbs/60_training.ipynb #c007
 @dataclass(frozen=True)
@@ -134,16 +134,19 @@ def precision_callbacks(
 class EpochLog(Callback):
     "Write each epoch's losses, scores, learning rate and seconds to a CSV file, and print a line"
     order = 60   # after the Recorder
-    def __init__(self, path=None, echo=print): store_attr()
-    def before_fit(self): self.rows = []
+    def __init__(self, path=None, echo=print, rows=()):
+        store_attr('path,echo')
+        self.rows,self.start_epoch = list(rows), len(rows)
     def before_epoch(self): self.sums, self.start = 0, time.perf_counter()
     def after_batch(self):
         if self.training: self.sums = self.sums + torch.stack([o.detach().float() for o in self._parts().values()])
     def after_epoch(self):
+        if self.epoch < self.start_epoch: return   # done before the run was resumed
         self.rows.append(row := self._row())
         if world()[0] != 0: return
-        if self.path: self._append(row)
-        if self.echo: self.echo(format_row(row, self.n_epoch))
+        if self.path: write_log(self.path, self.rows)
+        if self.echo: self.echo(format_row(row, self.n_epoch, self._left()))
+    def _left(self): return (self.n_epoch - self.epoch - 1)*np.mean([o['seconds'] for o in self.rows[self.start_epoch:][-5:]])
 
 # %% ../nbs/60_training.ipynb #c028
 @patch
@@ -151,40 +154,65 @@ def _parts(self:EpochLog): return dict(loss=self.loss_grad, **self.loss_func.par
 
 @patch
 def _row(self:EpochLog):
-    *sums,n = all_reduce_sum(self.sums).tolist()
+    *sums,n = sum_processes(self.sums).tolist()
     row = dict(epoch=self.epoch, lr=self.opt.hypers[0]['lr']) | {k: o/n for k,o in zip(self._parts(), sums)}
     valid = dict(zip(self.recorder.metric_names[1:], self.learn.final_record))
     return row | {k: v for k,v in valid.items() if k != 'train_loss'} | dict(seconds=time.perf_counter() - self.start)
 
-@patch
-def _append(self:EpochLog, row):
-    new = row['epoch'] == 0 or not Path(self.path).exists()
-    with open(self.path, 'w' if new else 'a', newline='') as f:
-        out = csv.DictWriter(f, row)
-        if new: out.writeheader()
-        out.writerow({k: f'{v:.6g}' if isinstance(v, float) else v for k,v in row.items()})
+def write_log(
+    path:Path|str, # CSV file
+    rows:list      # Dicts, one per epoch
+):
+    "Write a log whole or not at all"
+    with atomic_path(path) as tmp, open(tmp, 'w', newline='') as f:
+        out = csv.DictWriter(f, rows[0])
+        out.writeheader()
+        out.writerows({k: f'{v:.6g}' if isinstance(v, float) else v for k,v in row.items()} for row in rows)
+
+def say_time(
+    seconds:float # A duration
+) -> str: # '40 s', '12 min', '5 h 10 min'
+    "A duration in words"
+    if seconds < 100: return f'{seconds:.0f} s'
+    h,m = divmod(round(seconds/60), 60)
+    return f'{h} h {m} min' if h else f'{m} min'
 
 def format_row(
-    row:dict, # Epoch, losses, scores and seconds, as `EpochLog` collects them
-    n:int     # Epochs in all
+    row:dict,   # Epoch, losses, scores and seconds, as `EpochLog` collects them
+    n:int,      # Epochs in all
+    left:float=0 # Seconds that the other epochs will take
 ) -> str: # One line for a terminal
     "An epoch in one line"
     scores = ''.join(f'  {k.replace("_", " ")} {v:.3f}' for k,v in row.items() if 'dice' in k and k not in ('dice', 'edge_dice') and v is not None)
-    return f'epoch {row["epoch"]+1:3}/{n}  loss {row["loss"]:.3f}{scores}  lr {row["lr"]:.1e}  {row["seconds"]:.1f} s'
+    rest = f', {say_time(left)} left' if left else ''
+    return f'epoch {row["epoch"]+1:3}/{n}  loss {row["loss"]:.3f}{scores}  lr {row["lr"]:.1e}  {row["seconds"]:.1f} s{rest}'
 
 # %% ../nbs/60_training.ipynb #c030
 class Checkpoint(Callback):
-    "Save the network after each epoch, and the best epoch in `best/`"
-    order = 61
-    def __init__(self, run, meta): self.run,self.meta,self.best = Path(run),meta,-1.
+    "Save the network and all of the training's state after each epoch, and the best epoch in `best/`"
+    order = 62
+    def __init__(self, run, meta, same, state=None):
+        self.run,self.meta,self.same,self.state = Path(run),meta,same,state
+        self.start,self.best = (state[1]['epoch'], state[1]['best']) if state else (0, -1.)
+    def before_fit(self):
+        if self.state and hasattr(self.learn, 'scaler'): self.learn.scaler.load_state_dict(self.state[1]['scaler'])
+    def before_epoch(self):
+        if self.state and self.epoch == self.start: set_rng_state(self.state[1]['rng'], self.state[0])
     def after_epoch(self):
+        if self.epoch < self.start: return
         row = self.learn.epoch_log.rows[-1]
         score = row.get('composite_dice')
-        if world()[0] == 0:
-            meta = self.meta | dict(epoch=self.epoch+1, scores={k: v for k,v in row.items() if k.endswith('dice')})
-            save_model(self.run, unwrap(self.model), meta)
-            if score is not None and score > self.best: save_model(self.run/'best', unwrap(self.model), meta)
-        if score is not None: self.best = max(self.best, score)
+        better = score is not None and score > self.best
+        if better: self.best = score
+        if world()[0] == 0: self._save(self.meta | dict(epoch=self.epoch+1, scores={k: v for k,v in row.items() if k.endswith('dice')}), better)
+
+    def _save(self, meta, better):
+        net,opt = unwrap(self.model), self.opt
+        while not isinstance(opt, torch.optim.AdamW): opt = opt.opt if isinstance(opt, OptimWrapper) else opt.optimizer   # out of fastai's and Accelerate's wrappers
+        if better: save_model(self.run/'best', net, meta)
+        save_model(self.run, net, meta)
+        scaler = self.learn.scaler.state_dict() if hasattr(self.learn, 'scaler') else None
+        save_state(self.run/STATE, net, opt, epoch=self.epoch+1, same=self.same, best=self.best, meta=meta, scaler=scaler, rows=self.learn.epoch_log.rows)
 
 # %% ../nbs/60_training.ipynb #c032
 def set_seed(
@@ -207,9 +235,9 @@ def make_learner(
         probs=cfg.probs, seed=cfg.seed, num_workers=cfg.num_workers, device=device, augment=cfg.augment)
     net = BoundaryNet(recipe.net)
     if torch.device(device).type == 'cpu': net = net.to(memory_format=torch.channels_last_3d)   # measured: 1.5 times quicker there
-    learn = Learner(dls, net, loss_func=BoundaryLoss(*cfg.weights, width=cfg.edge_width), opt_func=adam,
+    learn = Learner(dls, net, loss_func=BoundaryLoss(*cfg.weights, width=cfg.edge_width, pool=pool_sums), opt_func=adam,
         lr=cfg.lr, wd=cfg.wd, wd_bn_bias=True, metrics=[KidneyDice(), TumorDice(), CompositeDice()],
-        cbs=[PolyLR(cfg.lr, cfg.power), SetEpoch(), *precision_callbacks(pick_dtype(cfg.precision, device)), *cbs])
+        cbs=[PolyLR(cfg.lr, cfg.power), SetEpoch(), StopOnNaN(), *precision_callbacks(pick_dtype(cfg.precision, device)), *cbs])
     learn.recorder.loss = PooledLoss()
     return learn
 
@@ -245,9 +273,27 @@ def split_cases(
                         'at least one of each', 'prepare more cases, or choose another fold or number of folds', path=path)
     return train, valid
 
-def launch():
-    "Join the other processes, if `torchrun` or `accelerate launch` started several"
-    if world()[1] > 1: Accelerator(cpu=not torch.cuda.is_available())
+def same_run(
+    recipe:Recipe, # Settings
+    train:list,    # Ids of the cases to learn from
+    valid:list     # Ids of the held-out cases
+) -> dict: # Ready for JSON
+    "What must not change when a run goes on: all but how a batch is shared and how crops are read"
+    d = recipe.to_dict()
+    del d['train']['num_workers']
+    return d | dict(batch=d['train'].pop('bs')*world()[1], train_cases=list(train), held_out=list(valid))
+
+# %% ../nbs/60_training.ipynb #n845c
+def _describe(run, learn, recipe, train, valid, state):
+    "Write run.json, or note in it that the run goes on"
+    now = describe_run(recipe, [c.id for c in train], [c.id for c in valid])
+    if not state: return save_json(run/'run.json', now)
+    sweep(run)
+    save_model(run, learn.model, state[1]['meta'])    # the files may be an epoch ahead of the state
+    write_log(run/'log.csv', state[1]['rows'])
+    old = load_json(run/'run.json')
+    again = {k: now[k] for k in ('started', 'commit', 'command', 'device', 'processes', 'threads')} | dict(epoch=state[1]['epoch'])
+    save_json(run/'run.json', old | dict(resumed=old.get('resumed', []) + [again]))
 
 def train(
     prepared:Path|str,        # Folder that `prepare_folder` made
@@ -255,17 +301,29 @@ def train(
     recipe:Recipe=Recipe(),   # Settings; the grid is that of `prepared`
     echo=print,               # Gets one line per epoch; None for silence
     progress:bool=False,      # Show fastai's progress bars instead?
-    device=None               # A torch device; the GPU of this process if there is one
-) -> Path: # The run folder, which is a model too; raises `CaseError` for a folder without usable cases
+    device=None,              # A torch device; the GPU of this process if there is one
+    resume:bool=False,        # Go on with the run in this folder, if there is one
+    cbs=()                    # More callbacks
+) -> Path: # The run folder, which is a model too; raises `CaseError` for a folder without usable cases, one that holds a run, and faults on the way
     "Train a network on prepared cases"
     run = Path(run)
     grid,cases = load_prepared(prepared)
     recipe = Recipe(grid, recipe.net, recipe.train)
     train,valid = split_cases(cases, recipe.train, prepared)
-    learn = make_learner(train, valid, recipe, device)
+    same = same_run(recipe, [c.id for c in train], [c.id for c in valid])
+    state = open_run(run, same, resume)
+    start,rows = (state[1]['epoch'], state[1]['rows']) if state else (0, [])
+    if start >= recipe.train.epochs:
+        if echo and world()[0] == 0: echo(f'{run}: all {start} epochs are done')
+        return run
+    learn = make_learner(train, valid, recipe, device, cbs)
+    learn.model.to(learn.dls.device)
+    learn.create_opt()
+    if state: restore_state(learn.model, learn.opt.opt, *state)
     meta = dict(spacing=grid.spacing, window=recipe.train.crop, fold=recipe.train.fold, cases=len(train))
-    if world()[0] == 0: save_json(run/'run.json', describe_run(recipe, [c.id for c in train], [c.id for c in valid]))
-    log = EpochLog(run/'log.csv', None if progress else echo)
-    with distributed(learn), nullcontext() if progress else learn.no_bar(), nullcontext() if progress else learn.no_logging():
-        learn.fit(recipe.train.epochs, cbs=[log, Checkpoint(run, meta)])
+    with explained(run):
+        if world()[0] == 0: _describe(run, learn, recipe, train, valid, state)
+        log = EpochLog(run/'log.csv', None if progress else echo, rows)
+        with distributed(learn), nullcontext() if progress else learn.no_bar(), nullcontext() if progress else learn.no_logging():
+            learn.fit(recipe.train.epochs, cbs=[log, Checkpoint(run, meta, same, state)], start_epoch=start)
     return run
