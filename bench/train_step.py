@@ -142,7 +142,7 @@ def main():
     from importlib.metadata import version
     commit = subprocess.run(['git', '-C', str(Path(__file__).parent), 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip()
     what = torch.cuda.get_device_name() if args.device == 'cuda' else f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
-    print(f'{what}; torch {torch.__version__}, MONAI {version("monai")}; commit {commit}; medians of {args.rounds} interleaved rounds, batch {args.bs}')
+    print(f'{what}; torch {torch.__version__}, MONAI {version("monai")}; commit {commit}; medians of {args.rounds} interleaved rounds, batch {args.bs}', flush=True)
     for n in map(int, args.sizes.split(',')):
         for precision in args.precisions.split(','):
             for compiled in dict(no=[False], yes=[True], both=[False,True])[args.compile]: compare(args, precision, n, compiled)
