@@ -83,6 +83,11 @@ def resident():
     "Bytes of this process in memory now"
     return int(Path('/proc/self/statm').read_text().split()[1])*resource.getpagesize()
 
+def peak_resident():
+    "The most bytes this process ever had in memory; not getrusage's, which in a child starts at its parent's peak"
+    line = next(o for o in open('/proc/self/status') if o.startswith('VmHWM'))
+    return int(line.split()[1])*1024
+
 def memory(args):
     "In the child: peak MB of two steps above the process without a network; MB that autograd kept"
     name,precision,n,compiled = json.loads(args.memory_of)
@@ -95,7 +100,7 @@ def memory(args):
     before = resident()
     step = STEPS[name](args, precision, n, compiled)
     step(); step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+    peak = peak_resident()
     print(json.dumps([(peak - before)/1e6, saved_bytes(step)/1e6]))
 
 def measure_memory(args, name, precision, n, compiled):
