@@ -30,7 +30,7 @@ class AttentionGate(nn.Module):
         s:Tensor, # Boundary features (B,ns,D,H,W)
         m:Tensor  # Main stream features (B,nm,D,H,W)
     ) -> tuple: # (gated boundary features (B,ns,D,H,W), map (B,1,D,H,W) in (0,1))
-        alpha = torch.sigmoid(self.to_map(F.relu(self.conv_s(s) + self.conv_m(m))))   # (B,1,D,H,W)
+        alpha = torch.sigmoid(self.to_map(F.relu(self.conv_s(s) + self.conv_m(m), inplace=True)))   # (B,1,D,H,W)
         return s*alpha, alpha
 
 # %% ../nbs/40_boundary.ipynb #c013
@@ -59,4 +59,4 @@ class BoundaryStream(nn.Module):
             if i: s = upsample(self.steps[i-1](s))                     # features halve, sides double
             s,alpha = gate(s, m)
             maps.append(alpha)
-        return self.head(F.relu(self.norm(s))), maps                   # (B,no,D,H,W)
+        return norm_relu_conv(s, self.norm, self.head), maps           # (B,no,D,H,W)

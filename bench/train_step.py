@@ -1,0 +1,155 @@
+"""Our full training step beside MONAI's SegResNet: seconds per GFLOP, and memory.
+
+    python bench/train_step.py                                    # CPU, 64³ and 96³, float32 and bfloat16
+    python bench/train_step.py --sizes 176 --device cuda --precisions tf32,bfloat16 --compile both
+
+A step is: forward, loss (ours makes its edge targets in it), backward, Adam. MONAI's is SegResNet(16 filters, blocks 1,2,2,4)
+with DiceLoss(sigmoid, squared_pred, batch) and torch.optim.Adam. The rounds are interleaved, ours then MONAI's, and the ratio is the
+median of each round's ratio. Arithmetic is counted by torch.utils.flop_counter for both. Memory is measured in a fresh process
+per network: the peak of two steps above what the process held before the network was made.
+"""
+import argparse, json, platform, resource, statistics, subprocess, sys, time
+from pathlib import Path
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+def parse():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--sizes', default='64,96', help='sides of the cubic crop, voxels')
+    p.add_argument('--precisions', default='float32,bfloat16', help='of float32, tf32 (CUDA), bfloat16')
+    p.add_argument('--device', default='cpu', help='cpu or cuda')
+    p.add_argument('--rounds', type=int, default=7, help='measured rounds, after one that is not')
+    p.add_argument('--threads', type=int, default=0, help='CPU threads; 0 leaves PyTorch its choice')
+    p.add_argument('--bs', type=int, default=1, help='crops per step')
+    p.add_argument('--compile', default='no', choices=['no','yes','both'], help='with torch.compile?')
+    p.add_argument('--layout', default='auto', choices=['auto','contiguous','channels_last'], help="memory order of our network")
+    p.add_argument('--memory-of', help=argparse.SUPPRESS)
+    return p.parse_args()
+
+def batch(n, bs, device):
+    "Noise, and a box of kidney with a box of tumor in it"
+    g = torch.Generator().manual_seed(0)
+    x,lab = torch.randn(bs, 1, n, n, n, generator=g).clamp(-1, 1), torch.zeros(bs, n, n, n, dtype=torch.uint8)
+    lab[:, n//4:n//2, n//4:n//2, n//4:3*n//4] = 1
+    lab[:, n//3:n//2, n//3:n//2, n//3:n//2] = 2
+    return x.to(device), lab.to(device)
+
+def autocast(args, precision): return torch.autocast(args.device, torch.bfloat16, enabled=precision == 'bfloat16')
+
+def our_step(args, precision, n, compiled):
+    "One training step of kits_nb, as a function without arguments"
+    from kits_nb.losses import BoundaryLoss
+    from kits_nb.network import BoundaryNet, place
+    from kits_nb.training import adam
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if precision == 'bfloat16' else torch.float32
+    net,loss = place(BoundaryNet(), args.device, dtype, args.layout), BoundaryLoss()
+    opt,(x,lab) = adam(net.parameters(), lr=5e-5), batch(n, args.bs, args.device)
+    call = torch.compile(net) if compiled else net
+    def step():
+        with autocast(args, precision): pred = call(x)
+        loss(pred, lab).backward()
+        opt.step(); opt.zero_grad()
+    return step
+
+def monai_step(args, precision, n, compiled):
+    "The same of MONAI's SegResNet with its Dice loss"
+    from monai.losses import DiceLoss
+    from monai.networks.nets import SegResNet
+    torch.manual_seed(0)
+    net = SegResNet(init_filters=16, in_channels=1, out_channels=2, blocks_down=(1,2,2,4), blocks_up=(1,1,1)).to(args.device)
+    loss,opt = DiceLoss(sigmoid=True, squared_pred=True, batch=True), torch.optim.Adam(net.parameters(), 5e-5)
+    x,lab = batch(n, args.bs, args.device)
+    masks = torch.stack([lab > 0, lab == 2], 1).float()
+    call = torch.compile(net) if compiled else net
+    def step():
+        with autocast(args, precision): pred = call(x)
+        loss(pred.float(), masks).backward()
+        opt.step(); opt.zero_grad()
+    return step
+
+STEPS = dict(kits_nb=our_step, monai=monai_step)
+
+def seconds(step, device):
+    start = time.perf_counter(); step()
+    if device == 'cuda': torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+def gflops(step):
+    with FlopCounterMode(display=False) as f: step()
+    return f.get_total_flops()/1e9
+
+def resident():
+    "Bytes of this process in memory now"
+    return int(Path('/proc/self/statm').read_text().split()[1])*resource.getpagesize()
+
+def peak_resident():
+    "The most bytes this process ever had in memory; not getrusage's, which in a child starts at its parent's peak"
+    line = next(o for o in open('/proc/self/status') if o.startswith('VmHWM'))
+    return int(line.split()[1])*1024
+
+def memory(args):
+    "In the child: peak MB of two steps above the process without a network; MB that autograd kept"
+    name,precision,n,compiled = json.loads(args.memory_of)
+    import monai.losses, monai.networks.nets, kits_nb.training
+    from kits_nb.blocks import saved_bytes
+    if args.device == 'cuda':
+        step = STEPS[name](args, precision, n, compiled); step(); torch.cuda.reset_peak_memory_stats(); step()
+        print(json.dumps([torch.cuda.max_memory_allocated()/1e6, 0])); return
+    STEPS[name](args, precision, 16, False)()                            # libraries load their code
+    before = resident()
+    step = STEPS[name](args, precision, n, compiled)
+    step(); step()
+    peak = peak_resident()
+    print(json.dumps([(peak - before)/1e6, saved_bytes(step)/1e6]))
+
+def measure_memory(args, name, precision, n, compiled):
+    cmd = [sys.executable, __file__, '--device', args.device, '--bs', str(args.bs), '--layout', args.layout, '--threads', str(args.threads),
+           '--memory-of', json.dumps([name, precision, n, compiled])]
+    return json.loads(subprocess.run(cmd, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+def bandwidth(device, mb=512):
+    "Bytes per second of a copy, for the roofline"
+    a = torch.zeros(mb*2**18, device=device); b = torch.empty_like(a)
+    times = [seconds(lambda: b.copy_(a), device) for _ in range(7)]
+    return 2*a.numel()*4/statistics.median(times)
+
+def arithmetic(device, dtype, n=4096):
+    "Operations per second of a square matrix product, for the roofline"
+    n = n if device == 'cuda' else 1536
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    times = [seconds(lambda: a @ a, device) for _ in range(7)]
+    return 2*n**3/statistics.median(times)
+
+def compare(args, precision, n, compiled):
+    torch.set_float32_matmul_precision('high' if precision == 'tf32' else 'highest')
+    torch.backends.cudnn.allow_tf32 = precision == 'tf32'
+    steps = {k: make(args, precision, n, compiled) for k,make in STEPS.items()}
+    flops = {k: gflops(make(args, precision, n, False)) for k,make in STEPS.items()}
+    for s in steps.values(): s()
+    rounds = [{k: seconds(s, args.device) for k,s in steps.items()} for _ in range(args.rounds)]
+    mem = {k: measure_memory(args, k, precision, n, compiled) for k in STEPS}
+    mid = {k: statistics.median(o[k] for o in rounds) for k in STEPS}
+    ratio = statistics.median(o['kits_nb']/o['monai'] for o in rounds)
+    name = f'{n}³ {precision}{" compiled" if compiled else ""}'
+    for k in STEPS: print(f'{name:22} {k:8} {mid[k]:8.3f} s  {flops[k]:7.0f} GFLOP  {1000*mid[k]/flops[k]:6.2f} ms/GFLOP  peak {mem[k][0]:6.0f} MB  kept {mem[k][1]:6.0f} MB')
+    per_flop,peak = ratio*flops['monai']/flops['kits_nb'], mem['kits_nb'][0]/mem['monai'][0]
+    print(f'{name:22} ratio    {ratio:8.3f} of the time, {per_flop:.3f} of the time per GFLOP (target 0.8), {peak:.3f} of the peak memory (target 1.1)', flush=True)
+    rate,wire = arithmetic(args.device, torch.bfloat16 if precision == 'bfloat16' else torch.float32), bandwidth(args.device)
+    bound = flops['kits_nb']*1e9/rate
+    print(f'{name:22} roofline {bound:8.3f} s of arithmetic at {rate/1e9:.0f} GFLOP/s of a matrix product, {wire/1e9:.0f} GB/s of a copy; '
+          f'our step takes {mid["kits_nb"]/bound:.1f} times the arithmetic', flush=True)
+
+def main():
+    args = parse()
+    if args.threads: torch.set_num_threads(args.threads)
+    if args.memory_of: return memory(args)
+    from importlib.metadata import version
+    commit = subprocess.run(['git', '-C', str(Path(__file__).parent), 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip()
+    what = torch.cuda.get_device_name() if args.device == 'cuda' else f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
+    print(f'{what}; torch {torch.__version__}, MONAI {version("monai")}; commit {commit}; medians of {args.rounds} interleaved rounds, batch {args.bs}', flush=True)
+    for n in map(int, args.sizes.split(',')):
+        for precision in args.precisions.split(','):
+            for compiled in dict(no=[False], yes=[True], both=[False,True])[args.compile]: compare(args, precision, n, compiled)
+
+if __name__ == '__main__': main()
