@@ -89,12 +89,13 @@ def kits_prepare(
     out:str,           # Folder of prepared cases
     spacing:str='1',   # Working grid in mm: 1, or 3,0.8,0.8 for (D,H,W)
     cases:str='',      # Only these: 0-23,30 or case ids
-    n_workers:int=1    # Processes
+    n_workers:int=1,   # Processes
+    store:str='npy'    # npy: plain and fast; blosc2: half the disk, for data larger than the machine's memory
 ):
     "Check every case and bring it to the working grid; finished cases are skipped"
     with plain_errors():
         from kits_nb.prepare import PrepareConfig, prepare_folder
-        finish(prepare_folder(data, out, PrepareConfig(three(spacing)), case_ids(cases), n_workers, echo=print))
+        finish(prepare_folder(data, out, PrepareConfig(three(spacing), store), case_ids(cases), n_workers, echo=print))
 
 # %% ../nbs/90_cli.ipynb #c015
 @call_parse(pos=['prepared', 'run'])
