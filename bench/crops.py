@@ -34,7 +34,7 @@ def make(folder):
     (folder/'style').mkdir(exist_ok=True)
     for c in load_prepared(folder/'npy')[1]:
         for name in ('ct', 'seg'):     # zstd at level 8, blocks of 128 kB, chunks of up to 6 MB and 1.5 crops
-            path = folder/'style'/f'{c.id}-{name}.b2nd'
+            path = folder/'style'/f'{c.folder.name}-{name}.b2nd'     # a copy has the id of its original
             if not path.exists(): blosc2.asarray(np.array(getattr(c, name)), urlpath=str(path), chunks=(128,128,192), blocks=(32,32,64),
                                                  cparams=dict(codec=blosc2.Codec.ZSTD, clevel=8))
 
@@ -63,7 +63,7 @@ def plan_of(ds):
 
 class Style:
     "A data set over blosc2 files as nnU-Net stores them, opened for each crop as it does; int16 and uint8 stay so"
-    def __init__(self, folder, ds): self.files,self.boxes = folder, [(c.id, b) for c,b in plan_of(ds)]
+    def __init__(self, folder, ds): self.files,self.boxes = folder, [(c.folder.name, b) for c,b in plan_of(ds)]
     def __len__(self): return len(self.boxes)
     def __getitem__(self, i):
         import blosc2, torch
@@ -145,7 +145,9 @@ def pss():
     me,total = os.getpid(), dict(Pss_Anon=0, Pss_Shmem=0, Pss_File=0)
     kids = [int(o) for o in Path(f'/proc/{me}/task/{me}/children').read_text().split()]
     for pid in [me, *kids]:
-        for line in Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines():
+        try: lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
+        except ProcessLookupError: continue      # a reader that has just finished
+        for line in lines:
             k,*v = line.split()
             if k[:-1] in total: total[k[:-1]] += int(v[0])/1024
     return [round(o) for o in total.values()]
@@ -159,7 +161,7 @@ def memory(folder, workers, epochs):
     for e in range(epochs):
         ds.set_epoch(e)
         for i,b in enumerate(dl):
-            if i == len(dl) - 3: out.append(pss())      # the readers are still there
+            if i == len(dl) - 8: out.append(pss())      # the readers are still at work
     return out
 
 
@@ -202,7 +204,8 @@ def main():
     python = dict.fromkeys(rows, sys.executable) | ({'nnU-Net, 2 workers': args.nnunet} if args.nnunet else {})
     got = {r: [] for r in python}
     for k in range(args.rounds):
-        for r in got: got[r].append(run(r, args, python[r]))
+        for r in got:
+            if not (k and r.startswith('MONAI')): got[r].append(run(r, args, python[r]))      # minutes: once is enough
     print(head(), f'\n{args.n} crops of 176³ a pass, {args.rounds} rounds; crops/s, and their ratio to the bare read of the CT\n')
     print(f'{"":38s} {"warm":>7s} {"ratio":>6s} {"whole pass":>11s} {"cold":>7s} {"ratio":>6s}')
     for r,v in got.items():
