@@ -195,14 +195,15 @@ def head():
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--folder', default='/tmp/kits_nb_bench_crops'); p.add_argument('--nnunet', default='')
-    p.add_argument('--rounds', type=int, default=3); p.add_argument('--n', type=int, default=168); p.add_argument('--one', default='')
+    p.add_argument('--rounds', type=int, default=3); p.add_argument('--n', type=int, default=168); p.add_argument('--one', default='', help='used by itself')
+    p.add_argument('--rows', default='', help='only rows whose name starts so, after the bare read')
     args = p.parse_args()
     folder = Path(args.folder)
     if args.one: return print(json.dumps(one(args.one, folder, args.n)))
     make(folder)
     rows = ['bare CT', 'bare CT and labels', *OURS, "blosc2 in nnU-Net's style, 2 workers", 'MONAI CacheDataset, 2 workers', 'MONAI PersistentDataset, 2 workers']
     python = dict.fromkeys(rows, sys.executable) | ({'nnU-Net, 2 workers': args.nnunet} if args.nnunet else {})
-    got = {r: [] for r in python}
+    got = {r: [] for r in python if r.startswith(args.rows) or r.startswith('bare')}
     for k in range(args.rounds):
         for r in got:
             if not (k and r.startswith('MONAI')): got[r].append(run(r, args, python[r]))      # minutes: once is enough

@@ -85,7 +85,7 @@ MACHINES = dict(
     v100    = Machine('8 V100', 15.7e12, 16e9, 900e9, 150e9, gpus=8, price=.97),
     h100    = Machine('H100', 989e12, 80e9, 3350e9, 450e9, price=2.95, width=3., share=.25),
     rtx4090 = Machine('RTX 4090', 165.2e12, 24e9, 1008e9, 32e9, price=.34, width=3., share=.25),
-    cpu     = Machine('2 CPU cores', 1.5e11, 24e9, 20e9, 1e9, share=1.))
+    cpu     = Machine('1 CPU core', 1.45e11, 24e9, float('inf'), float('inf'), share=1.))
 
 def step_seconds(
     machine:Machine,           # Where
@@ -125,7 +125,7 @@ def show_growth(
 ):
     "Hours of the paper's run, and memory of one crop, against crop, filters, cases and GPUs"
     import matplotlib.pyplot as plt
-    if axs is None: axs = plt.subplots(1, 4, figsize=(11, 2.7), dpi=70, layout='constrained')[1]
+    if axs is None: axs = plt.subplots(1, 4, figsize=(10, 2.5), dpi=60, layout='constrained')[1]
     one = machine.replace(gpus=1)
     for ax,(name,values,of) in zip(axs, (
         ('crop side, voxels', (64,96,128,176,224), lambda n: plan(one, size=(n,)*3, bs=1)),
