@@ -70,7 +70,7 @@ class BoundaryNet(nn.Module):
         maps:bool=False  # Return the attention maps too?
     ) -> tuple: # (seg logits (B,2,D,H,W), edge logits (B,2,D,H,W) or None[, maps from coarse to fine])
         self._check(x)
-        outs = self.encoder(x.as_subclass(torch.Tensor))
+        outs = self.encoder(x if torch.compiler.is_exporting() else x.as_subclass(torch.Tensor))
         y = F.relu(self.norm(self.decoder(outs)))               # (B,16,D,H,W)
         if self.boundary is None: return (self.head(y), None, []) if maps else (self.head(y), None)
         edge,alphas = self.boundary(outs)                       # (B,2,D,H,W)

@@ -175,7 +175,7 @@ def check_requirements(root, report):
     "The dependencies page has a row for each requirement of settings.ini, and no other"
     parser = ConfigParser(delimiters=['='], interpolation=None)
     parser.read(root/'settings.ini', encoding='utf8')
-    wanted = {re.split(r'[<>=!~;\[ ]', o.strip())[0] for k in ('requirements', 'dev_requirements') for o in parser['DEFAULT'][k].split('\n') if o.strip()}
+    wanted = {re.split(r'[<>=!~;\[ ]', o.strip())[0] for k in parser['DEFAULT'] if k.endswith('requirements') for o in parser['DEFAULT'][k].split('\n') if o.strip()}
     page = root/'nbs/dependencies.qmd'
     rows = dict(re.findall(r'^\|\s*`([\w.-]+)`\s*\|[^|]*\|\s*([^|]*?)\s*\|', page.read_text(encoding='utf8'), re.M)) if page.exists() else {}
     for o in imported(root): report('import required', o in wanted, 'settings.ini', f'kits_nb imports {o}, which is not required')
