@@ -1,4 +1,4 @@
-"""Six commands that take a stranger from nothing to a scored segmentation
+"""Eight commands that take a stranger from nothing to a scored segmentation
 
 Docs: https://kits-nb.github.io/kits_nb/cli.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://kits-nb.github.io/kits_nb/cli.html.md"""
 
 # %% auto #0
 __all__ = ['plain_errors', 'finish', 'three', 'shares', 'case_ids', 'kits_phantom', 'kits_prepare', 'kits_train', 'pick_device',
-           'kits_predict', 'kits_evaluate', 'kits_demo']
+           'kits_predict', 'kits_evaluate', 'kits_dicom', 'kits_export', 'kits_demo']
 
 # %% ../nbs/90_cli.ipynb #c003
 import os, sys, warnings
@@ -136,7 +136,7 @@ def pick_device(
 @call_parse(pos=['model', 'data', 'out'])
 def kits_predict(
     model:str,               # Run folder, or a folder of run folders (an ensemble)
-    data:str,                # Data folder, a folder of NIfTI scans, or one scan
+    data:str,                # Data folder, a folder of NIfTI scans, one scan, or a DICOM series
     out:str,                 # Folder of predictions
     cases:str='',            # Only these: 0-23,30 or case ids
     overlap:float=.5,        # Share of a window that the next one covers again
@@ -171,6 +171,36 @@ def kits_evaluate(
         print(f'\nBeside the paper:\n{compare_with_paper(table).to_string(float_format="{:.4f}".format)}')
         print(f'\nwritten to {save_scores(table, out or predictions)}')
         if errors: sys.exit('\n'.join(map(str, errors)))
+
+# %% ../nbs/90_cli.ipynb #n4699
+@call_parse(pos=['folder', 'out'])
+def kits_dicom(
+    folder:str,               # Folder of DICOM files, at any depth
+    out:str='',               # .nii.gz to write; without it the series of the folder are listed
+    series:str='',            # Number, description or UID of the series, if there are several
+    straighten:bool=False     # Undo a gantry tilt, on a new grid
+):
+    "List the DICOM series of a folder, or convert one to NIfTI in HU"
+    with plain_errors():
+        from kits_nb.dicom import list_series, read_dicom
+        if not out: return print('\n'.join(map(str, list_series(folder))) or f'no DICOM file in {folder}')
+        from kits_nb.volume import write_volume
+        vol = read_dicom(folder, series, straighten)
+        write_volume(out, vol)
+        print(f'{out}: {"×".join(map(str, vol.shape))} voxels of {"×".join(f"{s:.3g}" for s in vol.spacing)} mm, HU {vol.data.min()} to {vol.data.max()}')
+
+@call_parse(pos=['model', 'out'])
+def kits_export(
+    model:str,        # Run folder, or a hub id such as user/model
+    out:str,          # .onnx file to write
+    window:str=''     # A fixed window in voxels, 96 or 64,96,96; by default the file takes any
+):
+    "Export a network as ONNX, from HU to probabilities, and compare it with PyTorch"
+    with plain_errors():
+        from kits_nb.export import BoundaryNet, compare_onnx, export_onnx
+        net,size = BoundaryNet.from_pretrained(model), three(window, int) if window else None
+        export_onnx(net, out, size)
+        print(f'{out}: {os.path.getsize(out)/1e6:.1f} MB, largest difference from PyTorch {compare_onnx(out, net, (1, *(size or net.meta["window"]))):.1e}')
 
 # %% ../nbs/90_cli.ipynb #c018
 @call_parse
