@@ -24,6 +24,7 @@ from torch import Tensor
 import kits_nb
 from .core import *
 from .volume import *
+from .dicom import *
 from .kits19 import *
 from .network import *
 
@@ -249,7 +250,7 @@ def predict_case(
 ) -> Path: # The label file; raises `CaseError` for a scan that cannot be read
     "Segment a case and write its label file"
     if case.ct is None: raise CaseError('no CT', 'imaging.nii.gz', 'download it, or leave the case out', case=case.id)
-    _,seg = predict_volume(models, read_ct(case.ct), cfg)
+    _,seg = predict_volume(models, read_scan(case.ct), cfg)
     return write_volume(prediction_path(out, case.id), seg)
 
 # %% ../nbs/75_inference.ipynb #c052

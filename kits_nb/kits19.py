@@ -17,13 +17,14 @@ import nibabel as nib, numpy as np
 # %% ../nbs/20_kits19.ipynb #c004
 from .core import *
 from .volume import *
+from .dicom import *
 
 # %% ../nbs/20_kits19.ipynb #c007
 @dataclass(frozen=True)
 class Case:
-    "One patient: an id and two files, either of which may be missing"
+    "One patient: an id, a scan and labels, either of which may be missing"
     id:str               # case_00000
-    ct:Path|None         # imaging.nii.gz
+    ct:Path|None         # imaging.nii.gz, or the folder of a DICOM series
     seg:Path|None=None   # segmentation.nii.gz
 
 def _official(folder):
@@ -33,10 +34,12 @@ def _official(folder):
 
 def _stem(path): return path.name.removesuffix('.gz').removesuffix('.nii')
 
+def _dicom_case(folder, root): return Case('_'.join(folder.relative_to(root).parts) or folder.resolve().name, folder)
+
 def _is_scan(path): return path.name.endswith(('.nii', '.nii.gz')) and not path.name.startswith(('.', 'prediction_'))
 
 def find_cases(
-    path:Path|str # Official folder, the folder of one case, a folder of NIfTI scans, or one scan
+    path:Path|str # Official folder, the folder of one case, a folder of NIfTI scans or of DICOM series, or one scan
 ) -> list: # Cases, sorted by id; raises `CaseError` if there is none
     "The cases of a folder"
     path = Path(path)
@@ -45,8 +48,9 @@ def find_cases(
     if (one := _official(path)) and (one.ct or one.seg): return [one]
     cases = [_official(o) for o in sorted(path.glob('case_*')) if o.is_dir()]
     cases = cases or [Case(_stem(o), o) for o in sorted(path.iterdir()) if _is_scan(o)]
+    cases = cases or [_dicom_case(o, path) for o in dicom_folders(path)]
     if cases: return cases
-    raise CaseError('no case', 'case_00000/imaging.nii.gz and so on, or *.nii.gz scans', 'name the folder that holds the case folders', path=path)
+    raise CaseError('no case', 'case_00000/imaging.nii.gz and so on, *.nii.gz scans, or folders of DICOM files', 'name the folder that holds the case folders', path=path)
 
 # %% ../nbs/20_kits19.ipynb #c010
 def corner_gap(
@@ -70,7 +74,7 @@ def _missing(case, name): return CaseError(f'no {name}.nii.gz', 'imaging and lab
 def _read_both(case, need_seg):
     "What can be read of a case, and what is wrong with it"
     vols,problems = {}, []
-    for name,path,read in (('imaging', case.ct, read_ct), ('segmentation', case.seg, read_seg)):
+    for name,path,read in (('imaging', case.ct, read_scan), ('segmentation', case.seg, read_seg)):
         if path is None:
             if need_seg or name == 'imaging': problems.append(_missing(case, name))
             continue
@@ -163,7 +167,7 @@ def summarize(
 
 def _row(case):
     if not (case.seg or case.ct): return dict(case_id=case.id)
-    vol = read_seg(case.seg) if case.seg else read_volume(case.ct)
+    vol = read_seg(case.seg) if case.seg else read_scan(case.ct) if Path(case.ct).is_dir() else read_volume(case.ct)
     row = dict(case_id=case.id, shape=vol.source.shape, spacing=tuple(round(s, 4) for s in spacing_of(vol.source.affine)),
                axes=''.join(nib.aff2axcodes(vol.source.affine)), stored=str(vol.source.header.get_data_dtype()))
     return row | _volumes(vol) if case.seg else row

@@ -17,6 +17,7 @@ import numpy as np, torch
 from .core import *
 from .volume import *
 from .show import *
+from .dicom import *
 from .kits19 import *
 from .network import *
 from .inference import *
@@ -144,7 +145,7 @@ def write_report(
     if run: parts += [text_html('Training', 'h2'), figure_html(curve_figure(pd.read_csv(Path(run)/'log.csv')), 'Losses on training crops; Dice on held-out crops.', 'Three line plots: losses fall, Dice rises, learning rate falls')]
     parts.append(text_html('Cases, the worst first', 'h2'))
     for id in [i for i in table.drop(index='mean').sort_values('composite').index if prediction_path(predictions, i).exists()][:n]:
-        fig = case_figure(model, read_ct(found[id].ct), read_seg(found[id].seg), read_seg(prediction_path(predictions, id)))
+        fig = case_figure(model, read_scan(found[id].ct), read_seg(found[id].seg), read_seg(prediction_path(predictions, id)))
         k,t = table.kidney[id], table.tumor[id]
         parts.append(figure_html(fig, f'{id}: kidney {k:.3f}, tumor {t:.3f}. Outlines: kidney blue, tumor orange.', f'Six pictures of {id}: CT, truth, prediction, errors, boundary probability, attention'))
     return write_page(path, title, parts)
