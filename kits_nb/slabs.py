@@ -64,7 +64,7 @@ def _blend(y, a, b, w, size):
     def along(v): return v[:,a].lerp_(v[:,b], w)
     return along(plane(y)) if y.shape[1] < len(w) else plane(along(y))
 
-# %% ../nbs/73_slabs.ipynb #n51a6
+# %% ../nbs/73_slabs.ipynb #n8c93
 def to_spacing(
     ct:Volume,     # int16 HU
     spacing:tuple, # mm
@@ -80,7 +80,7 @@ def to_spacing(
 def labels_on(
     prob:Tensor,      # Probabilities (2,d,h,w) on the working grid
     shape:tuple,      # The scan's own (D,H,W)
-    slab:int=4,       # Slices at a time
+    slab:int=16,      # Slices at a time
     thresh:float=.5   # Decision threshold
 ) -> np.ndarray: # uint8 labels (D,H,W)
     "Bring probabilities to another grid and decide there"
@@ -94,7 +94,7 @@ def outline(
     "All that the way back needs to know of a scan"
     return vol.like(np.broadcast_to(np.uint8(0), vol.shape))
 
-# %% ../nbs/73_slabs.ipynb #n23ae
+# %% ../nbs/73_slabs.ipynb #n7f6f
 def slab_bytes(
     shape:tuple,     # (D,H,W)
     new_shape:tuple, # (D',H',W')
@@ -102,6 +102,7 @@ def slab_bytes(
     slab:int=16      # New slices at a time
 ) -> int: # Bytes that a slab takes while it is made, at most
     "Working memory of `resample_slabs`"
-    need = min(shape[0], int(np.ceil(slab*max(1, 2*(shape[0] > new_shape[0])))) + 2)     # old slices, two for each new one where there are fewer
-    plane = max(shape[1]*shape[2], new_shape[1]*new_shape[2])
-    return 4*channels*plane*(2*need + 3*slab)
+    need = min(shape[0], int(np.ceil(slab*min(2, shape[0]/new_shape[0]))) + 2)
+    old,new = shape[1]*shape[2], new_shape[1]*new_shape[2]
+    plane_first,plane_last = need*(old+new) + 2*slab*new, (need + 2*slab)*old + slab*new
+    return 4*channels*(max(plane_first, plane_last) + slab*new)
