@@ -160,7 +160,7 @@ def predict_volume(
     prob = _slabs(models, torch.from_numpy(work.data)[None].to(device_of(models[0])), cfg.replace(uncertainty=False), sliding_window)
     return work.like(prob.cpu().numpy()), ct.like(labels_on(prob, ct.shape, cfg.slab, cfg.thresh))
 
-# %% ../nbs/74_predict.ipynb #n2c5a
+# %% ../nbs/74_predict.ipynb #n91f2
 def memory_bound(
     shape:tuple,                       # Scan (D,H,W)
     spacing:tuple,                     # Of the scan, mm
@@ -174,5 +174,5 @@ def memory_bound(
     files = 1 + cfg.uncertainty + 2*cfg.probabilities
     ring = 4*c*min(window[0], work[0])*work[1]*work[2]
     windows = prod(window)*(4 + cfg.batch_size*(16 + 16*c))       # weights; int16, HU/1000 and its mirror image; answers and their sum
-    reading = 2*n + 2*m + slab_bytes(shape, work, 1, cfg.slab)
+    reading = 2*n + 2*m + slab_bytes(shape, work, 1, cfg.slab) + 2*32*shape[1]*shape[2]
     return max(reading, 2*m + ring + files*n + slab_bytes(work, shape, c, cfg.slab) + windows)

@@ -64,7 +64,13 @@ def _blend(y, a, b, w, size):
     def along(v): return v[:,a].lerp_(v[:,b], w)
     return along(plane(y)) if y.shape[1] < len(w) else plane(along(y))
 
-# %% ../nbs/73_slabs.ipynb #n8c93
+# %% ../nbs/73_slabs.ipynb #n2f71
+def _slices(data, size=32):
+    "An array with any strides as parts that lie well in memory"
+    for z in range(0, len(data), size):
+        part = np.ascontiguousarray(data[z:z+size])
+        yield slice(z, z+len(part)), torch.from_numpy(part)[None]
+
 def to_spacing(
     ct:Volume,     # int16 HU
     spacing:tuple, # mm
@@ -72,9 +78,8 @@ def to_spacing(
 ) -> Volume: # int16 HU on the working grid
     "Resample a scan without a floating-point copy of it"
     shape = resampled_shape(ct.shape, ct.spacing, spacing)
-    data = np.ascontiguousarray(ct.data) if min(ct.data.strides) < 0 else ct.data      # PyTorch has no negative strides
     out = np.empty(shape, np.int16); to = torch.from_numpy(out)
-    for s,y in resample_slabs(torch.from_numpy(data)[None], shape, slab): to[s] = y[0].round_()
+    for s,y in resample_stream(_slices(ct.data), ct.shape[0], shape, slab): to[s] = y[0].round_()
     return Volume(out, resampled_affine(ct.affine, ct.shape, shape), ct.source)
 
 def labels_on(
