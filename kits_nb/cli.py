@@ -135,25 +135,31 @@ def pick_device(
 
 @call_parse(pos=['model', 'data', 'out'])
 def kits_predict(
-    model:str,               # Run folder, or a folder of run folders (an ensemble)
-    data:str,                # Data folder, a folder of NIfTI scans, or one scan
+    model:str,               # Run folder that kits-train wrote, or a folder of run folders (an ensemble)
+    data:str,                # One scan (scan.nii.gz), a folder of scans, or a data folder with case_*
     out:str,                 # Folder of predictions
     cases:str='',            # Only these: 0-23,30 or case ids
-    overlap:float=.5,        # Share of a window that the next one covers again
+    overlap:float=.5,        # Share of a window that the next one covers again; .25 is two to three times quicker
     window:str='',           # Size of a window, voxels; by default the training crop
     no_tta:bool=False,       # Leave out the mean over 8 flips: 8 times quicker
     batch_size:int=2,        # Windows at once
     precision:str='auto',    # auto, float32, bfloat16 or float16
     device:str='',           # cuda, cuda:1, cpu; by default the GPU if there is one
-    overwrite:bool=False     # Predict again what is there already
+    overwrite:bool=False,    # Predict again what is there already
+    uncertainty:bool=False,  # Also write prediction_*_uncertainty.nii.gz: how far flips and models are apart (standard deviation)
+    probabilities:bool=False, # Also write prediction_*_kidney.nii.gz and prediction_*_tumor.nii.gz
+    low_memory:bool=False    # Do not read the next scan and write the last one in the background
 ):
-    "Segment scans: prediction_*.nii.gz on each scan's own grid; finished ones are skipped"
+    "Segment scans: prediction_*.nii.gz on each scan's own grid; finished ones are skipped. For example: kits-predict run scan.nii.gz out"
     with plain_errors():
         from kits_nb.inference import PredictConfig, load_models, predict_folder
         from kits_nb.kits19 import find_cases
-        wanted,models = case_ids(cases), load_models(model, pick_device(device))
-        cfg = PredictConfig(three(window, int) if window else None, overlap, not no_tta, batch_size, precision)
-        finish(predict_folder(models, [c for c in find_cases(data) if wanted is None or c.id in wanted], out, cfg, echo=print, overwrite=overwrite))
+        if Path(out).is_file() or out.endswith(('.nii', '.nii.gz')): raise CaseError('a file', 'a folder for the predictions', 'the order is model, scan or data, folder of predictions', path=out)
+        found,wanted = find_cases(data), case_ids(cases)
+        chosen = [c for c in found if wanted is None or c.id in wanted]
+        if not chosen: raise CaseError(f'none of {cases}', f'ids such as {found[0].id}', 'check --cases', path=data)
+        cfg = PredictConfig(three(window, int) if window else None, overlap, not no_tta, batch_size, precision, uncertainty=uncertainty, probabilities=probabilities)
+        finish(predict_folder(load_models(model, pick_device(device)), chosen, out, cfg, echo=print, overwrite=overwrite, ahead=not low_memory))
 
 # %% ../nbs/90_cli.ipynb #c017
 @call_parse(pos=['predictions', 'truth'])
