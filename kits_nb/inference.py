@@ -48,7 +48,7 @@ def load_models(
     common_meta(models)
     return models
 
-# %% ../nbs/75_inference.ipynb #n92fc
+# %% ../nbs/75_inference.ipynb #n5737
 def prediction_path(
     out:Path|str, # Folder of predictions
     case_id:str,  # 'case_00210', or any other id
@@ -60,7 +60,7 @@ def prediction_path(
 def load_case(
     models:list,  # From `load_models`
     case:Case,    # With a CT
-    slab:int=16   # Slices at a time
+    slab:int=8   # Slices at a time
 ) -> tuple: # (int16 HU on the models' grid, `outline` of the scan); raises `CaseError` for a scan that cannot be read
     "What the network needs of a case"
     if case.ct is None: raise CaseError('no CT', 'imaging.nii.gz', 'download it, or leave the case out', case=case.id)

@@ -25,12 +25,12 @@ def neighbours(
     lo = pos.long()
     return torch.stack([lo, (lo+1).clamp(max=n-1)]), pos - lo
 
-# %% ../nbs/73_slabs.ipynb #na160
+# %% ../nbs/73_slabs.ipynb #n2ced
 def resample_stream(
     parts,       # Pairs (slice of the first axis, (C,slices,H,W)), in order and without gaps
     n:int,       # Slices in all
     shape:tuple, # Wanted (D',H',W')
-    slab:int=16  # New slices at a time
+    slab:int=8  # New slices at a time
 ): # Yields (slice of the first axis, float32 (C,slices,H',W')), in order
     "Trilinear resampling of slices that arrive one after the other"
     near,w = neighbours(n, shape[0])
@@ -46,7 +46,7 @@ def resample_stream(
 def resample_slabs(
     x:Tensor,    # (C,D,H,W)
     shape:tuple, # Wanted (D',H',W')
-    slab:int=16  # Slices at a time
+    slab:int=8  # Slices at a time
 ): # Yields (slice of the first axis, float32 (C,slices,H',W')), in order
     "Trilinear resampling like `resample`, a few slices at a time"
     yield from resample_stream([(slice(0, x.shape[1]), x)], x.shape[1], shape, slab)
@@ -64,7 +64,7 @@ def _blend(y, a, b, w, size):
     def along(v): return v[:,a].lerp_(v[:,b], w)
     return along(plane(y)) if y.shape[1] < len(w) else plane(along(y))
 
-# %% ../nbs/73_slabs.ipynb #n2f71
+# %% ../nbs/73_slabs.ipynb #n6b07
 def _slices(data, size=32):
     "An array with any strides as parts that lie well in memory"
     for z in range(0, len(data), size):
@@ -74,7 +74,7 @@ def _slices(data, size=32):
 def to_spacing(
     ct:Volume,     # int16 HU
     spacing:tuple, # mm
-    slab:int=16    # Slices at a time
+    slab:int=8    # Slices at a time
 ) -> Volume: # int16 HU on the working grid
     "Resample a scan without a floating-point copy of it"
     shape = resampled_shape(ct.shape, ct.spacing, spacing)
@@ -85,7 +85,7 @@ def to_spacing(
 def labels_on(
     prob:Tensor,      # Probabilities (2,d,h,w) on the working grid
     shape:tuple,      # The scan's own (D,H,W)
-    slab:int=16,      # Slices at a time
+    slab:int=8,      # Slices at a time
     thresh:float=.5   # Decision threshold
 ) -> np.ndarray: # uint8 labels (D,H,W)
     "Bring probabilities to another grid and decide there"
@@ -99,12 +99,12 @@ def outline(
     "All that the way back needs to know of a scan"
     return vol.like(np.broadcast_to(np.uint8(0), vol.shape))
 
-# %% ../nbs/73_slabs.ipynb #n7f6f
+# %% ../nbs/73_slabs.ipynb #nea13
 def slab_bytes(
     shape:tuple,     # (D,H,W)
     new_shape:tuple, # (D',H',W')
     channels:int=1,  # Channels
-    slab:int=16      # New slices at a time
+    slab:int=8      # New slices at a time
 ) -> int: # Bytes that a slab takes while it is made, at most
     "Working memory of `resample_slabs`"
     need = min(shape[0], int(np.ceil(slab*min(2, shape[0]/new_shape[0]))) + 2)
