@@ -34,7 +34,6 @@ class Net(torch.nn.Module):
         return y if isinstance(y, tuple) else (y, None)
 
 def affine_of(spacing):
-    "Axes with positive directions: with negative ones MONAI's `scale_extent` moves its grid the wrong way"
     return np.diag([*spacing, 1.])
 
 def painted(shape, spacing):
@@ -48,7 +47,8 @@ def painted(shape, spacing):
     for s,v in resample_slabs(small[0], shape): out[s] = (v[0] + 15*torch.randn(v[0].shape)).round_().clamp_(-1000, 2000).numpy()
     return Volume(out, affine_of(spacing))
 
-SCANS = dict(whole=((96,512,512), (3.,.75,.75)),       # a whole number of mm along every axis: everybody's grids agree
+# MONAI's `scale_extent` moves its grid the wrong way along an axis whose voxels grow, so the grids agree only where all shrink
+SCANS = dict(whole=((96,256,256), (3.,1.5,1.5)),
              thick=((97,512,512), (3.,.797,.797)), fine=((611,512,512), (.5,.92,.92)))
 
 def load(name):

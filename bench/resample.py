@@ -15,7 +15,6 @@ warnings.filterwarnings('ignore')
 SPACING, GOAL = (3., .797, .797), (1., 1., 1.)
 
 def affine_of(spacing):
-    "Axes with positive directions: with negative ones MONAI's `scale_extent` moves its grid the wrong way"
     return np.diag([*spacing, 1.])
 
 def scan(shape):

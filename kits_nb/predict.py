@@ -55,7 +55,7 @@ def moments(
         m2 = m2 + d*(y - mean)
     return mean, m2/n
 
-# %% ../nbs/74_predict.ipynb #n0d86
+# %% ../nbs/74_predict.ipynb #n6107
 @dataclass(frozen=True)
 class PredictConfig(Config):
     "How a scan is predicted"
@@ -65,7 +65,7 @@ class PredictConfig(Config):
     batch_size:int = 2        # Windows per forward pass; PyTorch's float32 convolutions on a CPU are several times slower with 1
     precision:str = 'auto'    # 'float32', 'bfloat16', 'float16', or the best this device is good at
     skip_air:bool = True      # Keep to the body's box, and answer 0 for windows that hold nothing but air?
-    slab:int = 16             # Slices that are resampled at a time
+    slab:int = 8              # Slices that are resampled at a time
     thresh:float = .5         # Decision threshold
     uncertainty:bool = False  # A map of how far flips and models are apart, too?
     probabilities:bool = False # Maps of the two probabilities, too?
