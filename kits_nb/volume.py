@@ -108,19 +108,19 @@ def _check_grid(img, pixdim, path):
         fail(f'an affine without an inverse (spacing {tuple(size.tolist())} mm)', 'three independent axes of positive length', fix)
     return tuple(shape), affine
 
-def _voxels(img, path):
+def _voxels(img, path, take):
     "All voxels; a gzip stream is read to its end, because its checksum comes last"
-    if Path(path).suffix != '.gz' or 'header' in img.file_map: return np.asanyarray(img.dataobj)
+    if Path(path).suffix != '.gz' or 'header' in img.file_map: return take(img.dataobj)
     with gzip.open(path) as f:
-        data = np.asanyarray(type(img).from_file_map({'image': FileHolder(fileobj=f)}).dataobj)
+        data = take(type(img).from_file_map({'image': FileHolder(fileobj=f)}).dataobj)
         while f.read(1 << 20): pass
     return data
 
-def _read(path):
-    "Volume of a file, scaled as its header says, turned to the library's axes"
+def _read(path, take=np.asanyarray):
+    "Volume of a file, its numbers as `take` makes them, turned to the library's axes"
     img,pixdim = _open(path)
     shape,affine = _check_grid(img, pixdim, path)
-    try: data = _voxels(img, path).reshape(shape)
+    try: data = _voxels(img, path, take).reshape(shape, order='A')
     except _BROKEN as e:
         raise CaseError(f'a file that is damaged or ends early ({_why(e)})', f'{"×".join(map(str, shape))} voxels of {img.get_data_dtype()}',
                         'copy or download it again', path=path) from None
@@ -134,17 +134,28 @@ def read_volume(
     "Read any NIfTI volume"
     return _read(path)
 
+def _to_hu(stored):
+    "Numbers of a file as (int16 HU, how many are not finite), a piece at a time: no float copy of the whole"
+    raw,slope,inter = stored.get_unscaled(), float(stored.slope), float(stored.inter)
+    if raw.dtype == np.int16 and (slope, inter) == (1, 0): return raw, 0
+    out,bad = np.empty_like(raw, dtype=np.int16), 0
+    flat,to = raw.ravel(order='K'), out.ravel(order='K')               # as they lie in memory
+    for i in range(0, raw.size, 1 << 20):
+        x = flat[i:i+(1 << 20)].astype(float)*slope + inter
+        bad += x.size - np.count_nonzero(np.isfinite(x))
+        to[i:i+(1 << 20)] = np.clip(np.rint(np.nan_to_num(x)), -32768, 32767)
+    return out, bad
+
 def read_ct(
-    path:Path|str # NIfTI file
+    path:Path|str,       # NIfTI file
+    contiguous:bool=True # Rows one after the other, as most functions like it? Otherwise a view, without another copy
 ) -> Volume: # int16 HU, rounded; raises `CaseError` also for values that are not finite
     "Read a CT scan in Hounsfield units; values that int16 cannot hold stop at its ends"
-    vol = _read(path); x = vol.data
-    if x.dtype.kind == 'f':
-        if bad := x.size - np.count_nonzero(np.isfinite(x)):
-            raise CaseError(f'{bad} voxels that are NaN or infinite', 'Hounsfield units', 'replace them (air is -1000)', path=path)
-        x = np.rint(x)
-    if x.dtype != np.int16: x = np.clip(x, -32768, 32767).astype(np.int16)
-    return vol.like(np.ascontiguousarray(x))
+    bad = []
+    def take(stored): hu,n = _to_hu(stored); bad.append(n); return hu
+    vol = _read(path, take)
+    if bad[0]: raise CaseError(f'{bad[0]} voxels that are NaN or infinite', 'Hounsfield units', 'replace them (air is -1000)', path=path)
+    return vol.like(np.ascontiguousarray(vol.data)) if contiguous else vol
 
 def read_seg(
     path:Path|str # NIfTI file
@@ -159,8 +170,9 @@ def read_seg(
 
 # %% ../nbs/05_volume.ipynb #c026
 def write_volume(
-    path:Path|str, # .nii or .nii.gz to write
-    vol:Volume     # On its source's grid, if it has one
+    path:Path|str,   # .nii or .nii.gz to write
+    vol:Volume,      # On its source's grid, if it has one
+    scale:float=None # What a step of the stored numbers means to a reader; None for the numbers themselves
 ) -> Path: # The file; raises `CaseError` if the array does not fit its source's grid
     "Write a volume in its source's orientation, with the source's affine and header"
     if not str(path).endswith(('.nii', '.nii.gz')):
@@ -168,7 +180,9 @@ def write_volume(
     data,affine,header = vol.data.astype(np.uint8) if vol.data.dtype == bool else vol.data, vol.affine, None
     if vol.source is not None: data,affine,header = _on_source(data, vol.source, path)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    with atomic_path(path) as tmp: nib.save(kind(data, affine, header, dtype=data.dtype), tmp)
+    img = kind(data, affine, header, dtype=data.dtype)
+    if scale: img.header.set_slope_inter(scale, 0)
+    with atomic_path(path) as tmp: nib.save(img, tmp)
     return Path(path)
 
 def _on_source(data, src, path):
