@@ -1,4 +1,4 @@
-"""Six commands that take a stranger from nothing to a scored segmentation
+"""Eight commands that take a stranger from nothing to a scored segmentation
 
 Docs: https://kits-nb.github.io/kits_nb/cli.html.md"""
 
@@ -6,7 +6,8 @@ Docs: https://kits-nb.github.io/kits_nb/cli.html.md"""
 
 # %% auto #0
 __all__ = ['plain_errors', 'finish', 'three', 'shares', 'case_ids', 'kits_phantom', 'kits_prepare', 'kits_train', 'pick_device',
-           'kits_predict', 'kits_evaluate', 'kits_demo']
+           'kits_predict', 'kits_evaluate', 'print_scores', 'save_morphometry', 'kits_measure', 'kits_submit',
+           'kits_demo']
 
 # %% ../nbs/90_cli.ipynb #c003
 import os, sys, warnings
@@ -158,19 +159,79 @@ def kits_predict(
 # %% ../nbs/90_cli.ipynb #c017
 @call_parse(pos=['predictions', 'truth'])
 def kits_evaluate(
-    predictions:str,  # Folder that kits-predict wrote
-    truth:str,        # Data folder with segmentation.nii.gz
-    cases:str='',     # Only these: 0-23,30 or case ids
-    out:str=''        # Folder of scores.csv and scores.json; by default the predictions' folder
+    predictions:str,       # Folder that kits-predict wrote
+    truth:str,             # Data folder with segmentation.nii.gz, and imaging.nii.gz for pictures
+    cases:str='',          # Only these: 0-23,30 or case ids
+    out:str='',            # Folder of scores.csv, scores.json, morphometry.csv and report.html; by default the predictions' folder
+    compare:str='',        # Folder with another run's predictions, to compare with case by case
+    classes:str='kits19',  # kits19 (kidney, tumor), or kits23 (with cysts)
+    no_surface:bool=False, # Leave out surface Dice and HD95: a little quicker
+    pictures:int=4,        # Worst cases that the report shows
+    n_workers:int=1        # Cases at once
 ):
-    "Score predictions as the KiTS19 challenge does, beside the paper's results"
+    "Score predictions as the KiTS challenges do, beside the paper's results"
     with plain_errors():
-        from kits_nb.evaluation import compare_with_paper, evaluate_folder, save_scores
-        table,errors = evaluate_folder(predictions, truth, case_ids(cases))
-        print(table[['kidney','tumor','composite']].to_string(float_format='{:.4f}'.format))
-        print(f'\nBeside the paper:\n{compare_with_paper(table).to_string(float_format="{:.4f}".format)}')
-        print(f'\nwritten to {save_scores(table, out or predictions)}')
+        from kits_nb.evaluation import evaluate_folder, save_scores
+        from kits_nb.report import write_report
+        from kits_nb.statistics import compare_runs, summarize_scores
+        ids,out = case_ids(cases), Path(out or predictions)
+        def run(folder): return evaluate_folder(folder, truth, ids, None, classes, not no_surface, n_workers)
+        table,errors = scores = run(predictions)
+        other = run(compare)[0] if compare else None
+        tables = dict(summary=summarize_scores(table)) | (dict(comparison=compare_runs(table, other)) if compare else {})
+        print_scores(table, tables, classes)
+        save_scores(table, out, **tables)
+        if classes == 'kits19': save_morphometry(predictions, out)
+        write_report(out/'report.html', None, truth, predictions, n=pictures, scores=scores, other=other, classes=classes)
+        print(f'\nwritten to {out}: scores.csv, scores.json{", morphometry.csv" if classes == "kits19" else ""}, report.html')
         if errors: sys.exit('\n'.join(map(str, errors)))
+
+def print_scores(table, tables, classes='kits19', many=30):
+    "The tables of kits-evaluate, 100 characters wide"
+    from textwrap import fill
+    from kits_nb.evaluation import compare_with_paper
+    from kits_nb.statistics import LEGEND, as_text, by_size, only_cases, score_columns
+    def show(title, df): print(f'\n{title}\n{as_text(df).to_string(line_width=100)}')
+    rows,cols = only_cases(table), score_columns(table)
+    show('Cases' if len(rows) <= many else f'The worst 10 of {len(rows)} cases', rows[cols] if len(rows) <= many else rows.sort_values('composite').head(10)[cols])
+    show('Means, with 95 % bootstrap intervals', tables['summary'])
+    show('Tumor Dice by tumor size', by_size(table))
+    if 'comparison' in tables: show('Minus the other run, case by case', tables['comparison'])
+    if classes == 'kits19': show('Beside the paper', compare_with_paper(table))
+    if 'penalised' in table: print(f'\n{fill(LEGEND, 100)}\nMasks that were missing: {int(rows.penalised.sum())}')
+
+def save_morphometry(folder, out):
+    "Write morphometry.csv"
+    from kits_nb.morphometry import measure_folder
+    with atomic_path(Path(out)/'morphometry.csv') as tmp: measure_folder(folder).to_csv(tmp, index=False, float_format='%.6g')
+
+# %% ../nbs/90_cli.ipynb #ne55c
+@call_parse(pos=['predictions'])
+def kits_measure(
+    predictions:str,  # Folder that kits-predict wrote, or a data folder with label maps
+    out:str=''        # Folder of morphometry.csv; by default the same one
+):
+    "Volumes in ml: each kidney, left and right, and each tumor, with its longest diameter"
+    with plain_errors():
+        from kits_nb.morphometry import measure_folder
+        from kits_nb.statistics import as_text
+        print(as_text(measure_folder(predictions).set_index('case')).to_string(line_width=100))
+        save_morphometry(predictions, out or predictions)
+
+@call_parse(pos=['predictions', 'out'])
+def kits_submit(
+    predictions:str,            # Folder that kits-predict wrote
+    out:str,                    # Zip to write
+    cases:str='210-299',        # Cases that the server wants; by default KiTS19's test set
+    data:str='',                # Data folder with the scans, to compare shapes and affines
+    allow_missing:bool=False    # Leave out cases without a prediction: the server counts them as background
+):
+    "Make the zip that the KiTS19 server takes, checked before and after"
+    with plain_errors():
+        from kits_nb.submit import write_submission
+        wanted = case_ids(cases)
+        left = write_submission(predictions, out, wanted, data or None, 'background' if allow_missing else 'error')
+        print(f'{len(wanted) - len(left)} predictions in {out}' + (f'; left out, and background for the server: {", ".join(e.case for e in left)}' if left else ''))
 
 # %% ../nbs/90_cli.ipynb #c018
 @call_parse
