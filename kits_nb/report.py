@@ -20,6 +20,7 @@ from .show import *
 from .kits19 import *
 from .network import *
 from .inference import *
+from .surface import crop_box
 from .evaluation import *
 from .statistics import *
 
@@ -102,17 +103,24 @@ def case_figure(
     else: _with_network(axs, net, ct, truth, pred)
     return fig
 
-def _two_planes(axs, ct, truth, pred):
-    "Axial and coronal slices with the most errors"
-    grey = truth.like(np.zeros(truth.shape, np.int16)) if ct is None else ct
-    wrong = truth.data != pred.data
-    for axis,(row,name) in enumerate(zip(axs, ('axial','coronal'))):
-        k = int(np.moveaxis(wrong, axis, 0).sum((1,2)).argmax()) if wrong.any() else busiest_slice(truth, axis)
-        for ax,labels,title in zip(row, (truth, pred), ('truth','prediction')): show_slice(grey, labels, k, axis, ax=ax, title=f'{title}, {name} {k}', fill=.35 if ct is None else 0)
-        _errors(row[2], grey, truth, pred, k, axis)
+def _zoom(ct, truth, pred, margin=25):
+    "The part with labels and `margin` mm around it, and the index of its first voxel"
+    box = crop_box(truth.data > BACKGROUND, pred.data > BACKGROUND) or tuple(slice(0, n) for n in truth.shape)
+    box = tuple(slice(max(0, s.start-round(margin/mm)), s.stop+round(margin/mm)) for s,mm in zip(box, truth.spacing))
+    return [o.like(o.data[box]) for o in (ct, truth, pred)], [s.start for s in box]
 
-def _errors(ax, ct, truth, pred, k, axis=0):
-    show_error(ct, truth, pred, k, ax=ax, axis=axis, title='kidney: missed (red-orange), added (green)')
+def _two_planes(axs, ct, truth, pred):
+    "Axial slice with the most errors of the kidney, coronal slice with the most errors of the tumor"
+    grey = truth.like(np.zeros(truth.shape, np.int16)) if ct is None else ct
+    (x,t,p),start = _zoom(grey, truth, pred)
+    for axis,(row,name) in enumerate(zip(axs, ('axial','coronal'))):
+        wrong = to_channels(t.data)[axis] != to_channels(p.data)[axis]
+        k = int(np.moveaxis(wrong, axis, 0).sum((1,2)).argmax()) if wrong.any() else busiest_slice(t, axis)
+        for ax,labels,title in zip(row, (t, p), ('truth','prediction')): show_slice(x, labels, k, axis, ax=ax, title=f'{title}, {name} {k+start[axis]}', fill=.35 if ct is None else 0)
+        _errors(row[2], x, t, p, k, axis, axis)
+
+def _errors(ax, ct, truth, pred, k, axis=0, channel=0):
+    show_error(ct, truth, pred, k, channel, ax=ax, axis=axis, title=f'{CHANNELS[channel]}: missed (red-orange), added (green)')
 
 def _with_network(axs, net, ct, truth, pred):
     "CT, truth, prediction, errors, boundary and attention"
