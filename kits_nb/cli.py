@@ -1,4 +1,4 @@
-"""Six commands that take a stranger from nothing to a scored segmentation
+"""Eight commands that take a stranger from nothing to a scored segmentation
 
 Docs: https://kits-nb.github.io/kits_nb/cli.html.md"""
 
@@ -6,7 +6,8 @@ Docs: https://kits-nb.github.io/kits_nb/cli.html.md"""
 
 # %% auto #0
 __all__ = ['plain_errors', 'finish', 'three', 'shares', 'case_ids', 'kits_phantom', 'kits_prepare', 'kits_train', 'pick_device',
-           'kits_predict', 'kits_evaluate', 'kits_demo']
+           'kits_predict', 'kits_evaluate', 'print_scores', 'save_morphometry', 'kits_measure', 'kits_submit',
+           'kits_dicom', 'kits_export', 'kits_demo']
 
 # %% ../nbs/90_cli.ipynb #c003
 import os, sys, warnings
@@ -90,12 +91,13 @@ def kits_prepare(
     out:str,           # Folder of prepared cases
     spacing:str='1',   # Working grid in mm: 1, or 3,0.8,0.8 for (D,H,W)
     cases:str='',      # Only these: 0-23,30 or case ids
-    n_workers:int=1    # Processes
+    n_workers:int=1,   # Processes
+    store:str='npy'    # npy: plain and fast; blosc2: half the disk, for data larger than the machine's memory
 ):
     "Check every case and bring it to the working grid; finished cases are skipped"
     with plain_errors():
         from kits_nb.prepare import PrepareConfig, prepare_folder
-        finish(prepare_folder(data, out, PrepareConfig(three(spacing)), case_ids(cases), n_workers, echo=print))
+        finish(prepare_folder(data, out, PrepareConfig(three(spacing), store), case_ids(cases), n_workers, echo=print))
 
 # %% ../nbs/90_cli.ipynb #c015
 @call_parse(pos=['prepared', 'run'])
@@ -146,42 +148,138 @@ def pick_device(
 
 @call_parse(pos=['model', 'data', 'out'])
 def kits_predict(
-    model:str,               # Run folder, or a folder of run folders (an ensemble)
-    data:str,                # Data folder, a folder of NIfTI scans, or one scan
+    model:str,               # Run folder that kits-train wrote, or a folder of run folders (an ensemble)
+    data:str,                # One scan (scan.nii.gz), a DICOM series, a folder of scans, or a data folder with case_*
     out:str,                 # Folder of predictions
     cases:str='',            # Only these: 0-23,30 or case ids
-    overlap:float=.5,        # Share of a window that the next one covers again
+    overlap:float=.5,        # Share of a window that the next one covers again; .25 is two to three times quicker
     window:str='',           # Size of a window, voxels; by default the training crop
     no_tta:bool=False,       # Leave out the mean over 8 flips: 8 times quicker
     batch_size:int=2,        # Windows at once
     precision:str='auto',    # auto, float32, bfloat16 or float16
     device:str='',           # cuda, cuda:1, cpu; by default the GPU if there is one
-    overwrite:bool=False     # Predict again what is there already
+    overwrite:bool=False,    # Predict again what is there already
+    uncertainty:bool=False,  # Also write prediction_*_uncertainty.nii.gz: how far flips and models are apart (standard deviation)
+    probabilities:bool=False, # Also write prediction_*_kidney.nii.gz and prediction_*_tumor.nii.gz
+    low_memory:bool=False    # Do not read the next scan and write the last one in the background
 ):
-    "Segment scans: prediction_*.nii.gz on each scan's own grid; finished ones are skipped"
+    "Segment scans: prediction_*.nii.gz on each scan's own grid; finished ones are skipped. For example: kits-predict run scan.nii.gz out"
     with plain_errors():
         from kits_nb.inference import PredictConfig, load_models, predict_folder
         from kits_nb.kits19 import find_cases
-        wanted,models = case_ids(cases), load_models(model, pick_device(device))
-        cfg = PredictConfig(three(window, int) if window else None, overlap, not no_tta, batch_size, precision)
-        finish(predict_folder(models, [c for c in find_cases(data) if wanted is None or c.id in wanted], out, cfg, echo=print, overwrite=overwrite))
+        if Path(out).is_file() or out.endswith(('.nii', '.nii.gz')): raise CaseError('a file', 'a folder for the predictions', 'the order is model, scan or data, folder of predictions', path=out)
+        found,wanted = find_cases(data), case_ids(cases)
+        chosen = [c for c in found if wanted is None or c.id in wanted]
+        if not chosen: raise CaseError(f'none of {cases}', f'ids such as {found[0].id}', 'check --cases', path=data)
+        cfg = PredictConfig(three(window, int) if window else None, overlap, not no_tta, batch_size, precision, uncertainty=uncertainty, probabilities=probabilities)
+        finish(predict_folder(load_models(model, pick_device(device)), chosen, out, cfg, echo=print, overwrite=overwrite, ahead=not low_memory))
 
 # %% ../nbs/90_cli.ipynb #c017
 @call_parse(pos=['predictions', 'truth'])
 def kits_evaluate(
-    predictions:str,  # Folder that kits-predict wrote
-    truth:str,        # Data folder with segmentation.nii.gz
-    cases:str='',     # Only these: 0-23,30 or case ids
-    out:str=''        # Folder of scores.csv and scores.json; by default the predictions' folder
+    predictions:str,       # Folder that kits-predict wrote
+    truth:str,             # Data folder with segmentation.nii.gz, and imaging.nii.gz for pictures
+    cases:str='',          # Only these: 0-23,30 or case ids
+    out:str='',            # Folder of scores.csv, scores.json, morphometry.csv and report.html; by default the predictions' folder
+    compare:str='',        # Folder with another run's predictions, to compare with case by case
+    classes:str='kits19',  # kits19 (kidney, tumor), or kits23 (with cysts)
+    no_surface:bool=False, # Leave out surface Dice and HD95: a little quicker
+    pictures:int=4,        # Worst cases that the report shows
+    n_workers:int=1        # Cases at once
 ):
-    "Score predictions as the KiTS19 challenge does, beside the paper's results"
+    "Score predictions as the KiTS challenges do, beside the paper's results"
     with plain_errors():
-        from kits_nb.evaluation import compare_with_paper, evaluate_folder, save_scores
-        table,errors = evaluate_folder(predictions, truth, case_ids(cases))
-        print(table[['kidney','tumor','composite']].to_string(float_format='{:.4f}'.format))
-        print(f'\nBeside the paper:\n{compare_with_paper(table).to_string(float_format="{:.4f}".format)}')
-        print(f'\nwritten to {save_scores(table, out or predictions)}')
+        from kits_nb.evaluation import evaluate_folder, save_scores
+        from kits_nb.report import write_report
+        from kits_nb.statistics import compare_runs, summarize_scores
+        ids,out = case_ids(cases), Path(out or predictions)
+        def run(folder): return evaluate_folder(folder, truth, ids, None, classes, not no_surface, n_workers)
+        table,errors = scores = run(predictions)
+        other = run(compare)[0] if compare else None
+        tables = dict(summary=summarize_scores(table)) | (dict(comparison=compare_runs(table, other)) if compare else {})
+        print_scores(table, tables, classes)
+        save_scores(table, out, **tables)
+        if classes == 'kits19': save_morphometry(predictions, out)
+        write_report(out/'report.html', None, truth, predictions, n=pictures, scores=scores, other=other, classes=classes)
+        print(f'\nwritten to {out}: scores.csv, scores.json{", morphometry.csv" if classes == "kits19" else ""}, report.html')
         if errors: sys.exit('\n'.join(map(str, errors)))
+
+def print_scores(table, tables, classes='kits19', many=30):
+    "The tables of kits-evaluate, 100 characters wide"
+    from textwrap import fill
+    from kits_nb.evaluation import compare_with_paper
+    from kits_nb.statistics import LEGEND, as_text, by_size, only_cases, score_columns
+    def show(title, df): print(f'\n{title}\n{as_text(df).to_string(line_width=100)}')
+    rows,cols = only_cases(table), score_columns(table)
+    show('Cases' if len(rows) <= many else f'The worst 10 of {len(rows)} cases', rows[cols] if len(rows) <= many else rows.sort_values('composite').head(10)[cols])
+    show('Means, with 95 % bootstrap intervals', tables['summary'])
+    show('Tumor Dice by tumor size', by_size(table))
+    if 'comparison' in tables: show('Minus the other run, case by case', tables['comparison'])
+    if classes == 'kits19': show('Beside the paper', compare_with_paper(table))
+    if 'penalised' in table: print(f'\n{fill(LEGEND, 100)}\nMasks that were missing: {int(rows.penalised.sum())}')
+
+def save_morphometry(folder, out):
+    "Write morphometry.csv"
+    from kits_nb.morphometry import measure_folder
+    with atomic_path(Path(out)/'morphometry.csv') as tmp: measure_folder(folder).to_csv(tmp, index=False, float_format='%.6g')
+
+# %% ../nbs/90_cli.ipynb #ne55c
+@call_parse(pos=['predictions'])
+def kits_measure(
+    predictions:str,  # Folder that kits-predict wrote, or a data folder with label maps
+    out:str=''        # Folder of morphometry.csv; by default the same one
+):
+    "Volumes in ml: each kidney, left and right, and each tumor, with its longest diameter"
+    with plain_errors():
+        from kits_nb.morphometry import measure_folder
+        from kits_nb.statistics import as_text
+        print(as_text(measure_folder(predictions).set_index('case')).to_string(line_width=100))
+        save_morphometry(predictions, out or predictions)
+
+@call_parse(pos=['predictions', 'out'])
+def kits_submit(
+    predictions:str,            # Folder that kits-predict wrote
+    out:str,                    # Zip to write
+    cases:str='210-299',        # Cases that the server wants; by default KiTS19's test set
+    data:str='',                # Data folder with the scans, to compare shapes and affines
+    allow_missing:bool=False    # Leave out cases without a prediction: the server counts them as background
+):
+    "Make the zip that the KiTS19 server takes, checked before and after"
+    with plain_errors():
+        from kits_nb.submit import write_submission
+        wanted = case_ids(cases)
+        left = write_submission(predictions, out, wanted, data or None, 'background' if allow_missing else 'error')
+        print(f'{len(wanted) - len(left)} predictions in {out}' + (f'; left out, and background for the server: {", ".join(e.case for e in left)}' if left else ''))
+
+# %% ../nbs/90_cli.ipynb #n4699
+@call_parse(pos=['folder', 'out'])
+def kits_dicom(
+    folder:str,               # Folder of DICOM files, at any depth
+    out:str='',               # .nii.gz to write; without it the series of the folder are listed
+    series:str='',            # Number, description or UID of the series, if there are several
+    straighten:bool=False     # Undo a gantry tilt, on a new grid
+):
+    "List the DICOM series of a folder, or convert one to NIfTI in HU"
+    with plain_errors():
+        from kits_nb.dicom import list_series, read_dicom
+        if not out: return print('\n'.join(map(str, list_series(folder))) or f'no DICOM file in {folder}')
+        from kits_nb.volume import write_volume
+        vol = read_dicom(folder, series, straighten)
+        write_volume(out, vol)
+        print(f'{out}: {"×".join(map(str, vol.shape))} voxels of {"×".join(f"{s:.3g}" for s in vol.spacing)} mm, HU {vol.data.min()} to {vol.data.max()}')
+
+@call_parse(pos=['model', 'out'])
+def kits_export(
+    model:str,        # Run folder, or a hub id such as user/model
+    out:str,          # .onnx file to write
+    window:str=''     # A fixed window in voxels, 96 or 64,96,96; by default the file takes any
+):
+    "Export a network as ONNX, from HU to probabilities, and compare it with PyTorch"
+    with plain_errors():
+        from kits_nb.export import BoundaryNet, compare_onnx, export_onnx
+        net,size = BoundaryNet.from_pretrained(model), three(window, int) if window else None
+        export_onnx(net, out, size)
+        print(f'{out}: {os.path.getsize(out)/1e6:.1f} MB, largest difference from PyTorch {compare_onnx(out, net, (1, *(size or net.meta["window"]))):.1e}')
 
 # %% ../nbs/90_cli.ipynb #c018
 @call_parse

@@ -6,9 +6,11 @@ Docs: https://kits-nb.github.io/kits_nb/crops.html.md"""
 
 # %% auto #0
 __all__ = ['crop_center', 'read_crop', 'TensorCT', 'TensorSeg', 'CropDataset', 'SetEpoch', 'NormalizeHU', 'RandomFlip3D',
-           'RandomIntensity', 'crop_dataloaders']
+           'RandomIntensity', 'CropDL', 'crop_dataloaders']
 
 # %% ../nbs/30_crops.ipynb #c003
+import multiprocessing, shutil, weakref
+from itertools import count
 from math import prod
 import numpy as np, torch
 from fastai.basics import *
@@ -43,13 +45,15 @@ def _spots(case, rng, tries=100):
 def read_crop(
     case:PreparedCase,  # Memory maps of one case
     center:tuple,       # (z,y,x), the crop's middle voxel
-    size:tuple          # (D,H,W)
+    size:tuple,         # (D,H,W)
+    out:tuple|None=None # Arrays to fill, such as a place in a batch; new ones by default
 ) -> tuple: # (int16 HU (D,H,W), uint8 labels (D,H,W)), padded with air
     "Read a box of a case"
-    ct,seg = np.full(size, -1000, np.int16), np.zeros(size, np.uint8)
+    ct,seg = out or (np.empty(size, np.int16), np.empty(size, np.uint8))
     start = [c - n//2 for c,n in zip(center, size)]
     src = tuple(slice(max(0, s), max(0, min(n, s+k))) for s,n,k in zip(start, case.shape, size))
     dst = tuple(slice(a.start-s, a.stop-s) for a,s in zip(src, start))
+    if ct[dst].size < ct.size: ct.fill(-1000); seg.fill(BACKGROUND)      # some of it lies outside
     ct[dst],seg[dst] = case.ct[src], case.seg[src]
     return ct, seg
 
@@ -86,11 +90,24 @@ class CropDataset:
         return self.cases[self.order[i] % len(self.cases)]
 
     def __getitem__(self, i): # (TensorCT int16 (1,D,H,W), TensorSeg uint8 (D,H,W)), and float32 (draws,) if there are any
-        case,rng = self.case_of(i).intact(), np.random.default_rng([self.seed, self.epoch, i])
-        center,_ = crop_center(case, rng, self.probs)
-        ct,seg = read_crop(case, center, self.size)
+        ct,seg = self.read(i)
         item = TensorCT(torch.from_numpy(ct)[None]), TensorSeg(torch.from_numpy(seg))
-        return (*item, torch.from_numpy(rng.random(self.draws, np.float32))) if self.draws else item
+        return (*item, self.draw(i)) if self.draws else item
+
+    def read(self,
+        i:int,              # Item
+        out:tuple|None=None # Arrays to fill; new ones by default
+    ) -> tuple: # (int16 HU, uint8 labels), both (D,H,W); raises `CaseError` if the case's files have been cut short
+        "The voxels of an item"
+        case = self.case_of(i).intact()
+        center,_ = crop_center(case, np.random.default_rng([self.seed, self.epoch, i]), self.probs)
+        return read_crop(case, center, self.size, out)
+
+    def draw(self,
+        i:int # Item
+    ) -> Tensor: # float32 (draws,) in [0,1)
+        "The random numbers for an item's augmentation"
+        return torch.from_numpy(np.random.default_rng([self.seed, self.epoch, i, 1]).random(self.draws, np.float32))
 
 class SetEpoch(Callback):
     "Tell the training crops which epoch it is"
@@ -137,6 +154,93 @@ class RandomIntensity(ItemTransform):
         a,b = 2*_draws(draws, x)[:,3:].T.reshape(2,-1,1,1,1,1) - 1
         return x*(1 + self.scale*a) + self.shift*b, y
 
+# %% ../nbs/30_crops.ipynb #n1d91
+class _Slots:
+    "Batches in shared memory: a reader takes one, and it is free again when nobody holds the tensors"
+    alive,keys = weakref.WeakValueDictionary(), count()      # those of this process
+
+    def __init__(self, n, bs, size):
+        self.n,self.shape,self.key = n, (bs, *size), next(self.keys)
+        _check_room(n*3*prod(self.shape))
+        self.data = torch.empty(n, 3*prod(self.shape), dtype=torch.uint8).share_memory_()    # int16 and uint8: 3 bytes a voxel
+        self.taken,self.lock = torch.zeros(n, dtype=torch.uint8).share_memory_(), multiprocessing.Lock()
+        self.alive[self.key] = self
+
+    def take(self): # A free slot, or None
+        with self.lock:
+            free = (self.taken == 0).nonzero()
+            if len(free): self.taken[free[0]] = 1
+        return int(free[0]) if len(free) else None
+
+    def give_back(self, i): self.taken[i] = 0
+
+    def views(self, i): # (int16 (B,1,D,H,W), uint8 (B,D,H,W)) on the memory of slot i
+        return _split(self.data[i].numpy(), self.shape)
+
+    def receive(self, i, n, draws): # The batch of n crops in slot i, which holds the slot for as long as it lives
+        memory = self.data[i].numpy()
+        weakref.finalize(memory, self.give_back, i).atexit = False
+        return _typed(*(o[:n] for o in _split(memory, self.shape)), draws)
+
+def _split(memory, shape): # bytes -> both tensors on them
+    flat,n = torch.from_numpy(memory), 2*prod(shape)
+    return flat[:n].view(torch.int16).view(shape[0], 1, *shape[1:]), flat[n:].view(shape)
+
+def _typed(ct, seg, draws): return TensorCT(ct), TensorSeg(seg), *draws
+
+def _check_room(need, where='/dev/shm'):
+    "A shared memory that is too small would end a reader without a word"
+    free = shutil.disk_usage(where).free if Path(where).is_dir() else need
+    if free < need: raise CaseError(f'{free/2**20:.0f} MB of shared memory', f'{need/2**20:.0f} MB for the batches that are read ahead',
+                                    'use fewer workers or smaller batches, or give the container more (docker run --shm-size)', path=where)
+
+# %% ../nbs/30_crops.ipynb #n909f
+def _receive(key, i, n, draws): return _Slots.alive[key].receive(i, n, draws)
+def _fail(error): raise error
+
+class _Sent:
+    "Becomes `f(*args)` where it is unpickled"
+    def __init__(self, f, *args): self.f,self.args = f, args
+    def __reduce__(self): return self.f, self.args
+
+class CropDL(TfmdDL):
+    "Batches of a `CropDataset`, each crop read straight into its place"
+    slots,whole = None, True          # `whole`: has every batch of the last pass been received?
+
+    def before_iter(self):
+        super().before_iter()
+        n = self.fake_l.num_workers
+        if n and not (self.slots and self.whole): self.slots = _Slots(2*n + 2, self.bs, self.dataset.size)
+        self.whole = False
+
+    def after_iter(self):
+        super().after_iter()
+        self.whole = True
+
+    def create_batches(self, samps):
+        for idxs in chunked(samps, self.bs):
+            try: yield self._sent(idxs) if torch.utils.data.get_worker_info() else self._filled(idxs)
+            except CaseError as e:
+                if not torch.utils.data.get_worker_info(): raise
+                yield _Sent(_fail, e)
+
+    def _sent(self, idxs): # From a reader process
+        i = self.slots.take()
+        if i is None: return self._filled(idxs)
+        self._fill(idxs, *self.slots.views(i))
+        return _Sent(_receive, self.slots.key, i, len(idxs), self._draws(idxs))
+
+    def _filled(self, idxs):
+        shape = (len(idxs), *self.dataset.size)
+        return _typed(*self._fill(idxs, *_split(np.empty(3*prod(shape), np.uint8), shape)), self._draws(idxs))
+
+    def _draws(self, idxs): # Nothing, or one tensor (B,draws)
+        return [torch.stack([self.dataset.draw(i) for i in idxs])] if self.dataset.draws else []
+
+    def _fill(self, idxs, ct, seg):
+        for k,i in enumerate(idxs): self.dataset.read(i, (ct[k,0].numpy(), seg[k].numpy()))
+        return ct, seg
+
 # %% ../nbs/30_crops.ipynb #c023
 def crop_dataloaders(
     train:list,             # Prepared cases to learn from
@@ -154,7 +258,7 @@ def crop_dataloaders(
     "Training and held-out crops in batches"
     tfms = [NormalizeHU(), *([RandomFlip3D(), RandomIntensity()] if augment else [])]
     sets = CropDataset(train, size, per_case, probs, seed, 0, 5 if augment else 0), CropDataset(valid, size, valid_per_case, probs, seed+1, 1)
-    dls = [TfmdDL(ds, bs=bs, shuffle=False, num_workers=num_workers, after_batch=tfms, device=device) for ds in sets]
+    dls = [CropDL(ds, bs=bs, num_workers=num_workers, after_batch=tfms, device=device) for ds in sets]
     return DataLoaders(*dls, device=device)
 
 # %% ../nbs/30_crops.ipynb #c030

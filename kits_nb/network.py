@@ -70,7 +70,7 @@ class BoundaryNet(nn.Module):
         maps:bool=False  # Return the attention maps too?
     ) -> tuple: # (seg logits (B,2,D,H,W), edge logits (B,2,D,H,W) or None[, maps from coarse to fine])
         self._check(x)
-        outs = self.encoder(x.as_subclass(torch.Tensor))
+        outs = self.encoder(x if torch.compiler.is_exporting() else x.as_subclass(torch.Tensor))
         y,w = self.decoder(outs), self.head.weight              # (B,16,D,H,W), (2,18,1,1,1)
         seg = norm_relu_conv(y, self.norm, self.head, w[:,:y.shape[1]])                  # (B,2,D,H,W)
         if self.boundary is None: return (seg, None, []) if maps else (seg, None)

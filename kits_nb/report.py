@@ -6,7 +6,7 @@ Docs: https://kits-nb.github.io/kits_nb/report.html.md"""
 
 # %% auto #0
 __all__ = ['STYLE', 'text_html', 'table_html', 'figure_html', 'write_page', 'look_inside', 'case_figure', 'curve_figure',
-           'write_report']
+           'write_report', 'score_parts', 'curve_parts', 'worst_parts']
 
 # %% ../nbs/85_report.ipynb #c003
 import base64, html, io
@@ -21,7 +21,9 @@ from .dicom import *
 from .kits19 import *
 from .network import *
 from .inference import *
+from .surface import crop_box
 from .evaluation import *
+from .statistics import *
 
 # %% ../nbs/85_report.ipynb #c008
 STYLE = '''
@@ -29,7 +31,8 @@ STYLE = '''
 @media (prefers-color-scheme: dark) { :root { --ink:#e7eaee; --paper:#14171a; --line:#3a4048; --soft:#9aa4b0 } }
 body { font:16px/1.5 system-ui, sans-serif; color:var(--ink); background:var(--paper); max-width:62rem; margin:2rem auto; padding:0 1rem }
 h1 { font-size:1.7rem } h2 { margin-top:2.2rem; border-bottom:1px solid var(--line) }
-table { border-collapse:collapse; margin:1rem 0 } th,td { padding:.25rem .8rem; border-bottom:1px solid var(--line); text-align:right } th:first-child,td:first-child { text-align:left }
+.wide { overflow-x:auto } .problem { border-left:4px solid #D55E00; padding-left:.8rem } caption { padding-bottom:.3rem }
+table { border-collapse:collapse; margin:1rem 0; font-variant-numeric:tabular-nums } th,td { padding:.25rem .8rem; border-bottom:1px solid var(--line); text-align:right } th:first-child,td:first-child { text-align:left }
 figure { margin:1rem 0 } img { max-width:100%; border-radius:4px } figcaption,caption { color:var(--soft); font-size:.9rem; text-align:left }
 '''
 
@@ -48,7 +51,7 @@ def table_html(
     cell = lambda v: html.escape(f'{v:.4f}' if isinstance(v, float) else str(v))
     head = ''.join(f'<th scope="col">{cell(c)}</th>' for c in ('', *df.columns))
     rows = ''.join(f'<tr><th scope="row">{cell(i)}</th>' + ''.join(f'<td>{cell(v)}</td>' for v in r) + '</tr>' for i,r in zip(df.index, df.values.tolist()))
-    return f'<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="wide"><table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 def figure_html(
     fig,         # Matplotlib figure; it is closed
@@ -89,24 +92,46 @@ def look_inside(
     return dict(ct=work.like(hu[0].numpy()), seg=cut(torch.from_numpy(labels)[None], start, window, 0)[0].numpy()) | sees
 
 def case_figure(
-    net,          # `BoundaryNet` with `.meta`
-    ct:Volume,    # The scan
-    truth:Volume, # True labels
-    pred:Volume   # Predicted labels
+    net,            # `BoundaryNet` with `.meta`; None for pictures without it
+    ct:Volume|None, # The scan; None for labels on grey
+    truth:Volume,   # True labels
+    pred:Volume     # Predicted labels
 ): # Matplotlib figure
-    "CT, truth, prediction and errors; boundary and attention of a window"
+    "Truth, prediction and errors; with a model its boundary and attention, otherwise a second plane"
     import matplotlib.pyplot as plt
-    z,inside = busiest_slice(truth), look_inside(net, ct, truth)
     fig,axs = plt.subplots(2, 3, figsize=(9.6,6), dpi=80, layout='constrained')
-    show_slice(ct, None, z, ax=axs[0,0], title='CT')
-    show_slice(ct, truth, z, ax=axs[0,1], title='truth')
-    show_slice(ct, pred, z, ax=axs[0,2], title='prediction')
-    show_error(ct, truth, pred, z, ax=axs[1,0], title='missed (red-orange), added (green)')
-    k = busiest_slice(inside['seg'])
-    for ax,name in zip(axs[1,1:], ('edge', 'attention')):
-        if name in inside: show_map(inside['ct'], inside[name].max(0) if name == 'edge' else inside[name], k, ax=ax, title={'edge': 'boundary probability', 'attention': 'attention of the finest gate'}[name])
-        else: ax.axis('off')
+    if net is None or ct is None: _two_planes(axs, ct, truth, pred)
+    else: _with_network(axs, net, ct, truth, pred)
     return fig
+
+def _zoom(ct, truth, pred, margin=25):
+    "The part with labels and `margin` mm around it, and the index of its first voxel"
+    box = crop_box(truth.data > BACKGROUND, pred.data > BACKGROUND) or tuple(slice(0, n) for n in truth.shape)
+    box = tuple(slice(max(0, s.start-round(margin/mm)), s.stop+round(margin/mm)) for s,mm in zip(box, truth.spacing))
+    return [o.like(o.data[box]) for o in (ct, truth, pred)], [s.start for s in box]
+
+def _two_planes(axs, ct, truth, pred):
+    "Axial slice with the most errors of the kidney, coronal slice with the most errors of the tumor"
+    grey = truth.like(np.zeros(truth.shape, np.int16)) if ct is None else ct
+    (x,t,p),start = _zoom(grey, truth, pred)
+    for axis,(row,name) in enumerate(zip(axs, ('axial','coronal'))):
+        wrong = to_channels(t.data)[axis] != to_channels(p.data)[axis]
+        k = int(np.moveaxis(wrong, axis, 0).sum((1,2)).argmax()) if wrong.any() else busiest_slice(t, axis)
+        for ax,labels,title in zip(row, (t, p), ('truth','prediction')): show_slice(x, labels, k, axis, ax=ax, title=f'{title}, {name} {k+start[axis]}', fill=.35 if ct is None else 0)
+        _errors(row[2], x, t, p, k, axis, axis)
+
+def _errors(ax, ct, truth, pred, k, axis=0, channel=0):
+    show_error(ct, truth, pred, k, channel, ax=ax, axis=axis, title=f'{CHANNELS[channel]}: missed (red-orange), added (green)')
+
+def _with_network(axs, net, ct, truth, pred):
+    "CT, truth, prediction, errors, boundary and attention"
+    z,inside = busiest_slice(truth), look_inside(net, ct, truth)
+    for ax,labels,title in zip(axs[0], (None, truth, pred), ('CT','truth','prediction')): show_slice(ct, labels, z, ax=ax, title=title)
+    _errors(axs[1,0], ct, truth, pred, z)
+    k = busiest_slice(inside['seg'])
+    for ax,name,title in zip(axs[1,1:], ('edge','attention'), ('boundary probability','attention of the finest gate')):
+        if name in inside: show_map(inside['ct'], inside[name].max(0) if name == 'edge' else inside[name], k, ax=ax, title=title)
+        else: ax.axis('off')
 
 # %% ../nbs/85_report.ipynb #c015
 def curve_figure(
@@ -127,25 +152,64 @@ def curve_figure(
 # %% ../nbs/85_report.ipynb #c018
 def write_report(
     path:Path|str,         # .html
-    model,                 # `BoundaryNet` with `.meta`, whose boundary and attention are shown
-    data:Path|str,         # Data folder with scans and labels
+    model,                 # `BoundaryNet` with `.meta`, whose boundary and attention are shown; or None
+    data:Path|str,         # Data folder with labels, and scans if there are any
     predictions:Path|str,  # Folder of predictions
     run:Path|str|None=None,# Run folder, for the course of the training
     title:str='Kidney and tumor segmentation', # Of the page
     note:str='',           # What was scored, in a sentence
     n:int=4,               # Cases to picture, the worst first
-    cases:list|None=None   # Ids of the cases; all that have labels by default
+    cases:list|None=None,  # Ids of the cases; all that have labels by default
+    scores:tuple|None=None,# What `evaluate_folder` returned, if it was called already
+    other=None,            # Table of another run on the same cases, to compare with
+    classes:str='kits19'   # 'kits19', or 'kits23'
 ) -> Path: # The file; raises `CaseError` if there is nothing to score
     "A self-contained HTML report on a folder of predictions"
-    import pandas as pd
-    table,errors = evaluate_folder(predictions, data, cases)
-    found = {c.id: c for c in find_cases(data)}
-    parts = [text_html(note)] + [text_html(str(e)) for e in errors]
-    parts += [text_html('Scores', 'h2'), table_html(table[list(SCORES)], 'Dice of each case, and their mean'), table_html(compare_with_paper(table), 'Beside the paper. The data differ, so this is a comparison of methods only where they are the same.')]
-    if run: parts += [text_html('Training', 'h2'), figure_html(curve_figure(pd.read_csv(Path(run)/'log.csv')), 'Losses on training crops; Dice on held-out crops.', 'Three line plots: losses fall, Dice rises, learning rate falls')]
-    parts.append(text_html('Cases, the worst first', 'h2'))
-    for id in [i for i in table.drop(index='mean').sort_values('composite').index if prediction_path(predictions, i).exists()][:n]:
-        fig = case_figure(model, read_scan(found[id].ct), read_seg(found[id].seg), read_seg(prediction_path(predictions, id)))
-        k,t = table.kidney[id], table.tumor[id]
-        parts.append(figure_html(fig, f'{id}: kidney {k:.3f}, tumor {t:.3f}. Outlines: kidney blue, tumor orange.', f'Six pictures of {id}: CT, truth, prediction, errors, boundary probability, attention'))
+    table,errors = scores or evaluate_folder(predictions, data, cases, classes=classes)
+    parts = [text_html(note)] * bool(note) + [f'<p class="problem">{html.escape(str(e))}</p>' for e in errors]
+    parts += score_parts(table, other, classes) + (curve_parts(run) if run else [])
+    parts += [text_html('Cases, the worst first', 'h2')] + worst_parts(table, model, data, predictions, n, classes)
+    parts += [text_html('All cases', 'h2'), table_html(as_text(table[score_columns(table) + [c for c in table if c.endswith('_ml')]]), LEGEND)]
     return write_page(path, title, parts)
+
+def score_parts(
+    table,               # From `evaluate_folder`
+    other=None,          # Table of another run
+    classes:str='kits19' # 'kits19', or 'kits23'
+) -> list: # HTML
+    "Means, the paper, another run, and strata"
+    hits = int(only_cases(table).get('penalised', table.kidney*0).sum())
+    out = [text_html('Scores', 'h2'), table_html(as_text(summarize_scores(table)), f'Mean, 95 % bootstrap interval, median and worst of the cases. {LEGEND} Masks that were missing: {hits}.')]
+    if classes == 'kits19': out.append(table_html(as_text(compare_with_paper(table)), 'Beside the paper. The data differ, so this is a comparison of methods only where they are the same.'))
+    if other is not None: out += [text_html('Beside another run', 'h2'), table_html(as_text(compare_runs(table, other)), 'Differences case by case: this run minus the other, 95 % interval, p of Wilcoxon\'s test; wins, ties and losses of this run.')]
+    return out + [text_html('By tumor size', 'h2'), table_html(as_text(by_size(table)), 'Tumor Dice by the true tumor volume, with 95 % bootstrap intervals.')]
+
+def curve_parts(
+    run:Path|str # Run folder
+) -> list: # HTML
+    "The course of the training"
+    import pandas as pd
+    return [text_html('Training', 'h2'), figure_html(curve_figure(pd.read_csv(Path(run)/'log.csv')), 'Losses on training crops; Dice on held-out crops.', 'Three line plots: losses fall, Dice rises, learning rate falls')]
+
+def worst_parts(
+    table,                # From `evaluate_folder`
+    model,                # Or None
+    data:Path|str,        # Data folder
+    predictions:Path|str, # Folder of predictions
+    n:int=4,              # Cases
+    classes:str='kits19'  # 'kits19', or 'kits23'
+) -> list: # HTML
+    "Figures of the worst cases that have a prediction"
+    found,out = {c.id: c for c in find_cases(data)}, []
+    ranked = [i for i in only_cases(table).sort_values('composite').index if prediction_path(predictions, i).exists()]
+    for id in ranked[:n]:
+        truth = read_truth(found[id].seg, classes)
+        pred = truth.like(to_ipl(read_prediction(prediction_path(predictions, id), truth, id, (0,*CLASSES[classes]['kidney']))[0], truth.source.affine)[0])
+        try: ct = read_scan(found[id].ct) if found[id].ct else None
+        except CaseError: ct = None                                     # a scan that cannot be read is as good as none
+        fig = case_figure(model, ct if ct is not None and ct.shape == truth.shape else None, truth, pred)
+        words = ', '.join(f'{score_name(c)} {_short(c, table.loc[id, c])}' for c in score_columns(table) if 'composite' not in c)
+        out.append(figure_html(fig, f'{id}: {words}. Outlines: kidney blue, tumor orange.', f'Six pictures of {id}: truth, prediction and errors' + (', boundary probability, attention' if model else ' in two planes')))
+    return out
+
+def _short(name, v): return f'{v:.1f} mm' if name.endswith('_hd95') else f'{v:.3f}'
