@@ -42,7 +42,7 @@ def run_demo(
     say(f'bringing them to a grid of {recipe.prepare.spacing[0]:g} mm')
     prepare_folder(out/'train', out/'prepared', recipe.prepare)
     say(f'training {epochs} epochs')
-    train(out/'prepared', out/'run', recipe, echo)
+    train(out/'prepared', out/'run', recipe, echo, resume=True)
     say('segmenting the test phantoms')
     models = load_models(out/'run')
     predict_folder(models, find_cases(out/'test'), out/'predictions', PredictConfig(overlap=.25), overwrite=True)
