@@ -155,7 +155,7 @@ def norm_relu_conv(
     "Convolution of the ReLU of the normalised x; in training only x is kept for the backward pass"
     weight = conv.weight if weight is None else weight
     kind = x.device.type
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not isinstance(norm, nn.GroupNorm) or kind == 'meta':
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not isinstance(norm, nn.GroupNorm):
         return conv._conv_forward(F.relu(norm(x), inplace=True), weight, conv.bias) if weight is not conv.weight else conv(F.relu(norm(x)))
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     with torch.autocast(kind, enabled=False):
@@ -178,14 +178,14 @@ class ResBlock(nn.Module):
 
 # %% ../nbs/35_blocks.ipynb #nd90a
 def saved_bytes(
-    f # A function without arguments that computes something to be differentiated
-) -> int: # Bytes of all different tensors that autograd keeps for the backward pass
+    f,                       # A function without arguments that computes something to be differentiated
+    net:nn.Module|None=None  # A network whose weights do not count: they are there anyway
+) -> int: # Bytes that autograd keeps for the backward pass, each storage once
     "Memory of the activations"
-    kept = {}
-    def note(t): kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); held.append(t); return t
-    held = []                                     # so that no address is used twice
+    kept,own = {}, {p.untyped_storage()._cdata for p in (net.parameters() if net else ())}
+    def note(t): kept[t.untyped_storage()._cdata] = t.untyped_storage().nbytes(), t; return t   # holding t keeps its address from being used again
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): f()
-    return sum(kept.values())
+    return sum(n for k,(n,_) in kept.items() if k not in own)
 
 # %% ../nbs/35_blocks.ipynb #c017
 class Encoder(nn.Module):

@@ -129,7 +129,7 @@ def kits_train(
         changes = dict(epochs=epochs, lr=lr, bs=bs, crop=crop and three(crop, int), per_case=per_case, probs=probs and shares(probs), fold=fold, n_folds=n_folds,
                        seed=seed, num_workers=num_workers, precision=precision)
         if processes > 1 and world()[1] == 1:
-            sys.exit((words := run_processes([sys.executable, *sys.argv], processes)) and f'error: {words}')
+            sys.exit(f'error: {words}' if (words := run_processes([sys.executable, *sys.argv], processes)) else 0)
         settings = get_recipe(recipe).replace(**{k: v for k,v in changes.items() if v is not None})
         args = dict(device=device or None, resume=resume, echo=partial(print, flush=True))   # flushed: a log file is read while it grows
         with launch():

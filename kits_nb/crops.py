@@ -253,10 +253,11 @@ def crop_dataloaders(
     seed:int=0,             # Another seed, other crops
     num_workers:int=0,      # Processes that read
     device=None,            # Torch device
-    augment:bool=True       # Random flips and intensities?
+    augment:bool=True,      # Random flips and intensities?
+    intensity:tuple=(.1,.1) # Largest change of scale, and largest shift in HU/1000
 ) -> DataLoaders: # Batches (TensorCT float (B,1,D,H,W), TensorSeg uint8 (B,D,H,W))
     "Training and held-out crops in batches"
-    tfms = [NormalizeHU(), *([RandomFlip3D(), RandomIntensity()] if augment else [])]
+    tfms = [NormalizeHU(), *([RandomFlip3D(), RandomIntensity(*intensity)] if augment else [])]
     sets = CropDataset(train, size, per_case, probs, seed, 0, 5 if augment else 0), CropDataset(valid, size, valid_per_case, probs, seed+1, 1)
     dls = [CropDL(ds, bs=bs, num_workers=num_workers, after_batch=tfms, device=device) for ds in sets]
     return DataLoaders(*dls, device=device)
