@@ -143,9 +143,9 @@ def agreement():
             inner = tuple(slice(12, -12) for _ in range(3))
             print(f'probabilities on MONAI\'s grid, {"our weights" if own else "its own (clamped) weights"}: largest difference {(p-q).abs().max():.1e}, 12 voxels off the faces {(p-q)[(slice(None), *inner)].abs().max():.1e}')
 
-def growth(plot=None):
+def growth(plot=None, rounds=3):
     shapes = [(n,320,320) for n in (24,50,100,200,400,720)]
-    runs = [[fresh('ours', f'{"x".join(map(str, s))}@1.5x.8x.8', 'voxel') for s in shapes] for _ in range(3)]
+    runs = [[fresh('ours', f'{"x".join(map(str, s))}@1.5x.8x.8', 'voxel') for s in shapes] for _ in range(rounds)]
     rows = [{k: median([o[k] for o in r]) for k in r[0]} for r in zip(*runs)]
     x = np.array([o['voxels'] for o in rows])/1e6
     print('\nMvoxel   outside forward s   peak MiB   bound MiB')
@@ -173,7 +173,7 @@ def main():
     a = p.parse_args()
     if a.what == 'one': return one(*a.args)
     print(machine('monai', 'nnunetv2'))
-    if a.what == 'growth': return growth(a.plot)
+    if a.what == 'growth': return growth(a.plot, a.rounds)
     if a.what == 'large':
         r = fresh('ours', '1059x512x512@0.5x0.5x0.5', 'voxel'); return print(f'512 x 512 x 1059 at 0.5 mm: {r["outside"]:.1f} s outside the forward pass ({r["windows"]} windows), peak {r["peak"]/2**20:.0f} MiB, bound {r["bound"]/2**20:.0f} MiB')
     agreement()
