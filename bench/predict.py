@@ -56,10 +56,11 @@ def load(name):
     if name in SCANS: return painted(*SCANS[name])
     shape,spacing = name.split('@'); return painted(tuple(map(int, shape.split('x'))), tuple(map(float, spacing.split('x'))))
 
-def ours(ct, net, skip, stages):
+def ours(box, net, skip, stages):
+    "`box` holds the scan, and nobody else does, so that it can be let go"
     cfg = PredictConfig(WINDOW, .5, False, BATCH, 'float32', skip_air=skip)
-    work,grid = to_spacing(ct, GOAL), outline(ct); stages['to 1 mm'] = time.perf_counter()
-    ct = None                                                   # `main` has let go of it, too
+    ct = box.pop(); work,grid = to_spacing(ct, GOAL), outline(ct); stages['to 1 mm'] = time.perf_counter()
+    del ct
     return segment([net], work, grid, cfg)['labels'].data
 
 def weight_map():
@@ -70,8 +71,9 @@ def monai_windows(x, net, own_weights=False):
     kw = dict(roi_weight_map=weight_map()) if own_weights else {}
     return sliding_window_inference(x[None], WINDOW, BATCH, lambda w: net(w)[0].sigmoid(), .5, mode='gaussian', sigma_scale=.125, cval=-1, **kw)[0]
 
-def monai(ct, net, skip, stages, nnunet=False):
+def monai(box, net, skip, stages, nnunet=False):
     "MONAI's transforms and inferer; with `nnunet` the two resamplings are nnU-Net's"
+    ct = box.pop()
     from monai.data import MetaTensor
     from monai.transforms import ScaleIntensityRange, Spacing
     aff = torch.from_numpy(affine_of(ct.spacing)); there = Spacing(pixdim=GOAL, mode='bilinear', scale_extent=True, padding_mode='border')
@@ -90,16 +92,16 @@ def nn_resample(x, shape, spacing, new, order):
     from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
     return resample_data_or_seg_to_shape(x, shape, spacing, new, is_seg=False, order=order, order_z=0, force_separate_z=None)
 
-WAYS = {'ours': lambda *a: ours(*a), 'ours, every window': lambda c,n,s,t: ours(c, n, False, t), 'MONAI': lambda *a: monai(*a),
-        'MONAI, nnU-Net resampling': lambda *a: monai(*a, nnunet=True)}
+WAYS = {'ours': ours, 'ours, every window': lambda b,n,s,t: ours(b, n, False, t), 'MONAI': monai,
+        'MONAI, nnU-Net resampling': lambda b,n,s,t: monai(b, n, s, t, True)}
 
 def one(way, scan, kind):
     "One run, in this process; prints JSON"
-    warm = painted((20,128,128), (2.,1.,1.)); WAYS[way](warm, Net(), True, {})
+    warm = painted((20,128,128), (2.,1.,1.)); WAYS[way]([warm], Net(), True, {})
     box = [load(scan)]; net = Net(kind); n,shape,spacing = box[0].data.size, box[0].shape, box[0].spacing
     held = box[0].data.nbytes; stages = {}
     start_rss = status('VmRSS') - held; Path('/proc/self/clear_refs').write_text('5')
-    start = time.perf_counter(); labels = WAYS[way](box.pop(), net, True, stages); total = time.perf_counter() - start
+    start = time.perf_counter(); labels = WAYS[way](box, net, True, stages); total = time.perf_counter() - start
     out = dict(total=total, forward=net.seconds, outside=total - net.seconds, windows=net.calls, peak=status('VmHWM') - start_rss, rss=status('VmHWM'),
                there=stages['to 1 mm'] - start, voxels=n, work=int(np.prod(resampled_shape(shape, spacing, GOAL))), positive=float((labels > 0).mean()),
                bound=memory_bound(shape, spacing, GOAL, WINDOW, PredictConfig(tta=False, batch_size=BATCH)))
@@ -141,16 +143,18 @@ def agreement():
             inner = tuple(slice(12, -12) for _ in range(3))
             print(f'probabilities on MONAI\'s grid, {"our weights" if own else "its own (clamped) weights"}: largest difference {(p-q).abs().max():.1e}, 12 voxels off the faces {(p-q)[(slice(None), *inner)].abs().max():.1e}')
 
-def growth(plot=None):
+def growth(plot=None, rounds=3):
     shapes = [(n,320,320) for n in (24,50,100,200,400,720)]
-    rows = [fresh('ours', f'{"x".join(map(str, s))}@1.5x.8x.8', 'voxel') for s in shapes]
+    runs = [[fresh('ours', f'{"x".join(map(str, s))}@1.5x.8x.8', 'voxel') for s in shapes] for _ in range(rounds)]
+    rows = [{k: median([o[k] for o in r]) for k in r[0]} for r in zip(*runs)]
     x = np.array([o['voxels'] for o in rows])/1e6
     print('\nMvoxel   outside forward s   peak MiB   bound MiB')
     for o in rows: print(f'{o["voxels"]/1e6:6.1f} {o["outside"]:14.2f} {o["peak"]/2**20:14.0f} {o["bound"]/2**20:11.0f}')
     fits = {}
     for k,unit in (('outside',1), ('peak',2**20)):
         y = np.array([o[k] for o in rows])/unit; a = (x @ y)/(x @ x); fits[k] = (x, y, a)
-        print(f'{k}: {a:.3f} per Mvoxel through the origin, R^2 {1 - ((y-a*x)**2).sum()/((y-y.mean())**2).sum():.4f} over a {x.max()/x.min():.0f}-fold range')
+        slope,start = np.polyfit(x, y, 1); r2 = lambda fit: 1 - ((y-fit)**2).sum()/((y-y.mean())**2).sum()
+        print(f'{k}: {a:.3f} per Mvoxel through the origin, R^2 {r2(a*x):.4f}; {slope:.3f} per Mvoxel from {start:.1f}, R^2 {r2(slope*x+start):.4f}; over a {x.max()/x.min():.0f}-fold range')
     if plot: draw(fits, np.array([o['bound'] for o in rows])/2**20, plot)
 
 def draw(fits, bound, path):
@@ -169,7 +173,7 @@ def main():
     a = p.parse_args()
     if a.what == 'one': return one(*a.args)
     print(machine('monai', 'nnunetv2'))
-    if a.what == 'growth': return growth(a.plot)
+    if a.what == 'growth': return growth(a.plot, a.rounds)
     if a.what == 'large':
         r = fresh('ours', '1059x512x512@0.5x0.5x0.5', 'voxel'); return print(f'512 x 512 x 1059 at 0.5 mm: {r["outside"]:.1f} s outside the forward pass ({r["windows"]} windows), peak {r["peak"]/2**20:.0f} MiB, bound {r["bound"]/2**20:.0f} MiB')
     agreement()

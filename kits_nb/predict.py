@@ -39,9 +39,8 @@ def mean_of(
     answers # Tensors of one shape
 ) -> Tensor: # Their mean
     "What they say together; one answer is held at a time"
-    total = 0
-    for n,y in enumerate(answers, 1): total = total + y
-    return total/n
+    for n,y in enumerate(answers, 1): total = y if n == 1 else total + y
+    return total if n == 1 else total/n
 
 # %% ../nbs/74_predict.ipynb #n354d
 def moments(

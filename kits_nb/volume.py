@@ -244,7 +244,7 @@ def normalize_hu(
     hu:np.ndarray|Tensor # HU, any shape
 ) -> np.ndarray|Tensor: # float32 in [-1,1]
     "HU/1000, clipped to [-1, 1]"
-    if isinstance(hu, Tensor): return (hu.float()/1000).clamp(-1, 1)
+    if isinstance(hu, Tensor): return (hu.float() if hu.is_floating_point() else hu).div(1000).clamp_(-1, 1)
     return np.clip(hu.astype(np.float32)/1000, -1, 1)
 
 def to_channels(
