@@ -157,6 +157,7 @@ def norm_relu_conv(
     kind = x.device.type
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not isinstance(norm, nn.GroupNorm):
         return conv._conv_forward(F.relu(norm(x), inplace=True), weight, conv.bias) if weight is not conv.weight else conv(F.relu(norm(x)))
+    if kind == 'meta': return NormReluConv.apply(x, norm.weight, norm.bias, weight, conv.bias, norm.num_groups, norm.eps, x.dtype)   # it knows no autocast
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     with torch.autocast(kind, enabled=False):
         return NormReluConv.apply(x, norm.weight, norm.bias, weight, conv.bias, norm.num_groups, norm.eps, dtype)

@@ -160,7 +160,7 @@ def split_folds(
 # %% ../nbs/20_kits19.ipynb #c023
 def summarize(
     cases:list # Of `Case`
-) -> 'DataFrame': # shape, spacing (mm) and axis codes in the file's axis order, stored dtype, kidney_ml (with tumor), tumor_ml
+): # DataFrame: shape, spacing (mm) and axis codes in the file's axis order, stored dtype, kidney_ml (with tumor), tumor_ml
     "One row per case"
     import pandas as pd
     return pd.DataFrame([_row(c) for c in cases])
@@ -177,7 +177,7 @@ def _volumes(seg):
 
 def read_clinical(
     path:Path|str # kits.json, or the folder that holds it
-) -> 'DataFrame': # One row per case, with a `case_id` column; raises `CaseError` if the file is missing or broken
+): # DataFrame: one row per case, with a `case_id` column; raises `CaseError` if the file is missing or broken
     "The challenge's clinical table"
     import pandas as pd
     path = Path(path)

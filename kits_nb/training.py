@@ -48,6 +48,7 @@ class TrainConfig(Config):
     edge_width:int = 1           # Width of the boundary target, voxels
     weights:tuple = (1.,1.,1.)   # Of Dice, boundary Dice, boundary cross-entropy
     augment:bool = True          # Random flips and intensities?
+    intensity:tuple = (.1,.1)    # Largest random change of scale, and largest shift in HU/1000
     precision:str = 'auto'       # 'float32', 'bfloat16', 'float16', or the best this device is good at
     layout:str = 'auto'          # Memory order: 'contiguous', 'channels_last', or the quicker one
     compile:bool = False         # Use torch.compile? (needs a C++ compiler on a CPU)
@@ -81,7 +82,8 @@ class Recipe:
 # %% ../nbs/60_training.ipynb #c010
 RECIPES = dict(
     tiny = Recipe(PrepareConfig(spacing=(4.,4.,4.)), NetConfig.preset('tiny'),
-                  TrainConfig(crop=(32,48,48), bs=2, per_case=8, valid_per_case=8, epochs=10, lr=3e-3, probs=(.6,.25,.15), precision='float32')),
+                  TrainConfig(crop=(32,48,48), bs=2, per_case=8, valid_per_case=8, epochs=10, lr=3e-3, probs=(.6,.25,.15), precision='float32',
+                              intensity=(.05,.02))),
     paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
                      TrainConfig(crop=(128,128,128), bs=4, per_case=2, lr=2e-4, wd=1e-5, num_workers=8)))
@@ -234,7 +236,8 @@ def make_learner(
     cfg,device = recipe.train, device or default_device()
     set_seed(cfg.seed)
     dls = crop_dataloaders(train, valid, cfg.crop, bs=cfg.bs, per_case=cfg.per_case, valid_per_case=cfg.valid_per_case,
-        probs=cfg.probs, seed=cfg.seed, num_workers=cfg.num_workers, device=device, augment=cfg.augment)
+        probs=cfg.probs, seed=cfg.seed, num_workers=cfg.num_workers, device=device, augment=cfg.augment,
+        intensity=cfg.intensity)
     net = place(BoundaryNet(recipe.net), device, pick_dtype(cfg.precision, device), cfg.layout)
     if cfg.compile: net.compile()      # in place: the names of the weights stay as they are
     learn = Learner(dls, net, loss_func=BoundaryLoss(*cfg.weights, width=cfg.edge_width, pool=pool_sums), opt_func=adam,
