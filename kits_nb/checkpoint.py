@@ -123,7 +123,7 @@ def sweep(
     "Remove what a killed process left half-written"
     for o in [*Path(run).glob('.*-*'), *Path(run).glob('*/.*-*')]: shutil.rmtree(o, ignore_errors=True)
 
-# %% ../nbs/58_checkpoint.ipynb #na859
+# %% ../nbs/58_checkpoint.ipynb #nae72
 class StopOnNaN(Callback):
     "End the run at a loss that is not finite, before anything is saved"
     order = 50
@@ -141,10 +141,10 @@ class StopOnNaN(Callback):
         if own and world()[1] > 1: raise LostNeighbour('a loss that is not finite in another process')
         dl = self.dls.train
         cases = [dl.dataset.case_of(i).id for i in list(dl.get_idxs())[step*dl.bs:(step+1)*dl.bs]]
-        raise CaseError('a loss that is not finite', 'a number', 'the checkpoint of the epoch before is intact; look at these cases, or go on with --resume and precision float32; a lower learning rate needs a new run',
+        raise CaseError('a loss that is not finite', 'a number', 'the checkpoint of the epoch before is intact; look at these cases, and if they are sound start anew in float32 or with a lower learning rate',
                         case=f'epoch {self.epoch+1}, step {step+1}, {", ".join(cases)}')
 
-# %% ../nbs/58_checkpoint.ipynb #n4afa
+# %% ../nbs/58_checkpoint.ipynb #nfc87
 @contextmanager
 def explained(
     run:Path|str # Run folder
@@ -157,7 +157,7 @@ def explained(
         where,_,found = text[1].strip().rpartition(': found ')      # it happened in a reader: drop the traceback, keep its words
         raise CaseError(found, path=where) from None
     except (OSError, SafetensorError) as e:
-        raise CaseError(f'an error in writing or reading ({e})', 'room and rights for a checkpoint', f'{_kept(run)} Free some space and go on with --resume', path=run) from None
+        raise CaseError(f'an error in writing or reading ({" ".join(str(e).split())})', 'room and rights for a checkpoint', f'{_kept(run)} Free some space and go on with --resume', path=run) from None
     except RuntimeError as e:
         if 'DataLoader worker' not in str(e): raise
         raise CaseError(f'a process that reads crops and was ended from outside ({str(e).splitlines()[0].strip()})', 'one that lives as long as the training',

@@ -9,7 +9,7 @@ __all__ = ['LOST', 'world', 'shard', 'ShardedDL', 'distributed', 'unwrap', 'Pool
            'lost_neighbour', 'run_processes']
 
 # %% ../nbs/57_ddp.ipynb #c003
-import json, logging, os, sys, time, torch, traceback
+import gc, json, logging, os, sys, threading, time, torch, traceback
 from contextlib import contextmanager
 from datetime import timedelta
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -94,21 +94,23 @@ def pool_sums(
     "What a loss of sums needs so that all processes together have one batch"
     return _Pool.apply(sums) if torch.is_grad_enabled() and torch.distributed.is_initialized() else sums
 
-# %% ../nbs/57_ddp.ipynb #n679f
+# %% ../nbs/57_ddp.ipynb #n6c5a
 @contextmanager
 def launch(
     minutes:float=30 # A wait for the other processes that is longer than this ends the run
 ):
     "Join the processes that `torchrun` or `accelerate launch` started, and leave together; one error ends all"
     if world()[1] == 1: yield; return
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=minutes))])
         yield
         torch.distributed.barrier()
     except (Exception, KeyboardInterrupt, SystemExit) as e: _give_up(e)
+    gc.collect()                            # a wrapped model in a cycle of references still holds the connections' threads
     torch.distributed.destroy_process_group()
 
-# %% ../nbs/57_ddp.ipynb #nd3f9
+# %% ../nbs/57_ddp.ipynb #n4137
 LOST = ('gloo', 'NCCL', 'ProcessGroup', 'Connection closed', 'Connection reset', 'TCPStore')   # words of an error that another process caused
 
 class LostNeighbour(RuntimeError):
@@ -117,6 +119,11 @@ class LostNeighbour(RuntimeError):
 def lost_neighbour(e:BaseException) -> bool: # Is it the echo of another process's end?
     "Tell a first cause from what follows from it"
     return isinstance(e, (LostNeighbour, torch.distributed.DistError)) or (isinstance(e, RuntimeError) and any(o in str(e) for o in LOST))
+
+def _end_with(parent):
+    "End this process when the launcher that started it is gone: an orphan would go on writing"
+    while os.getppid() == parent: time.sleep(.3)
+    os._exit(1)
 
 def _give_up(e):
     "End this process at once and leave the reason on record"
