@@ -42,6 +42,12 @@ def check_notebooks():
     return count_notebooks(code, out, sorted(p.name for p in (ROOT/'nbs').glob('[!_.]*.ipynb')))
 
 
+def check_nights():
+    "Runs that are really killed and started again, and a launch of eight processes: minutes, so flagged slow"
+    code, out = run('nbdev-test nbs/62_nights.ipynb --do-print --timing --flags slow')
+    return count_notebooks(code, out, ['62_nights.ipynb'])
+
+
 def unchanged(command):
     "A command that must succeed and leave the source tree as it was"
     before = subprocess.run(['git', 'status', '--porcelain'], cwd=ROOT, capture_output=True, text=True).stdout
@@ -68,7 +74,7 @@ def check_wheel():
         return (1, 0) if code == 0 and made else (0, 1)
 
 
-CHECKS = dict(notebooks=check_notebooks, export=check_export, clean=check_clean, readme=check_readme, site=check_site, wheel=check_wheel)
+CHECKS = dict(notebooks=check_notebooks, nights=check_nights, export=check_export, clean=check_clean, readme=check_readme, site=check_site, wheel=check_wheel)
 
 
 def main(names):
