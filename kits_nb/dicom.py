@@ -301,10 +301,11 @@ def read_dicom(
 
 # %% ../nbs/17_dicom.ipynb #n75d6
 def read_scan(
-    path:Path|str # NIfTI file, or the folder of a DICOM series
+    path:Path|str,       # NIfTI file, or the folder of a DICOM series
+    contiguous:bool=True # As in `read_ct`
 ) -> Volume: # int16 HU; raises `CaseError`
     "Read a CT scan in whichever form it comes"
     path = Path(path)
     if path.is_dir(): return read_dicom(path)
     if is_dicom(path): _fail('one file of a DICOM series', 'the folder with all its slices', 'name the folder', path)
-    return read_ct(path)
+    return read_ct(path, contiguous)

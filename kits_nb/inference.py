@@ -91,7 +91,7 @@ def load_case(
 ) -> tuple: # (int16 HU on the models' grid, `outline` of the scan); raises `CaseError` for a scan that cannot be read
     "What the network needs of a case"
     if case.ct is None: raise CaseError('no CT', 'imaging.nii.gz', 'download it, or leave the case out', case=case.id)
-    ct = read_ct(case.ct, contiguous=False)
+    ct = read_scan(case.ct, contiguous=False)
     return to_spacing(ct, common_meta(models)[0], slab), outline(ct)
 
 def save_case(
