@@ -83,7 +83,7 @@ class Recipe:
 RECIPES = dict(
     tiny = Recipe(PrepareConfig(spacing=(4.,4.,4.)), NetConfig.preset('tiny'),
                   TrainConfig(crop=(32,48,48), bs=2, per_case=8, valid_per_case=8, epochs=10, lr=3e-3, probs=(.6,.25,.15), precision='float32',
-                              intensity=(.05,.02))),
+                              intensity=(.05,.02), layout='channels_last')),   # measured: twice as quick for so small a network on two cores
     paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
                      TrainConfig(crop=(128,128,128), bs=4, per_case=2, lr=2e-4, wd=1e-5, num_workers=8)))
