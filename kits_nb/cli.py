@@ -76,12 +76,13 @@ def kits_phantom(
     n:int=8,        # Number of phantoms
     seed:int=0,     # Seed of the first one
     labels:str='',  # Paint the label maps of this folder (case_*/segmentation.nii.gz) instead
-    cases:str=''    # Which of them: 0-23,30 or case ids; all by default
+    cases:str='',   # Which of them: 0-23,30 or case ids; all by default
+    n_workers:int=1 # Processes
 ):
     "Make synthetic CT scans with kidneys and tumors, or paint CTs over existing label maps"
     with plain_errors():
         from kits_nb.phantom import write_phantoms
-        folders = write_phantoms(out, n, seed, labels or None, case_ids(cases), echo=print)
+        folders = write_phantoms(out, n, seed, labels or None, case_ids(cases), echo=print, n_workers=n_workers)
         print(f'{len(folders)} cases in {out}')
 
 # %% ../nbs/90_cli.ipynb #c014
@@ -119,6 +120,7 @@ def kits_train(
     device:str='',         # cuda, cuda:1, cpu; by default the GPU if there is one
     resume:bool=False,     # Go on with the run in this folder; start if there is none
     folds:str='',          # An ensemble in run/fold_0 …: all, or 0,2
+    tracker:str='',        # tensorboard: the curves in run/tensorboard, too
     processes:int=1        # On this machine, one per GPU, each with --bs crops of a step
 ):
     "Train a network on prepared cases. On several machines: torchrun --no-python kits-train, and the same arguments on each"
@@ -131,7 +133,7 @@ def kits_train(
         if processes > 1 and world()[1] == 1:
             sys.exit(f'error: {words}' if (words := run_processes([sys.executable, *sys.argv], processes)) else 0)
         settings = get_recipe(recipe).replace(**{k: v for k,v in changes.items() if v is not None})
-        args = dict(device=device or None, resume=resume, echo=partial(print, flush=True))   # flushed: a log file is read while it grows
+        args = dict(device=device or None, resume=resume, tracker=tracker, echo=partial(print, flush=True))   # flushed: a log file is read while it grows
         with launch():
             if folds: train_folds(prepared, run, settings, fold_list(folds, settings.train.n_folds), **args)
             else: train(prepared, run, settings, **args)
@@ -163,7 +165,7 @@ def kits_predict(
     probabilities:bool=False, # Also write prediction_*_kidney.nii.gz and prediction_*_tumor.nii.gz
     low_memory:bool=False    # Do not read the next scan and write the last one in the background
 ):
-    "Segment scans: prediction_*.nii.gz on each scan's own grid; finished ones are skipped. For example: kits-predict run scan.nii.gz out"
+    "Segment scans: prediction_*.nii.gz on each scan's own grid, and morphometry.csv; finished ones are skipped. For example: kits-predict run scan.nii.gz out"
     with plain_errors():
         from kits_nb.inference import PredictConfig, load_models, predict_folder
         from kits_nb.kits19 import find_cases
@@ -172,7 +174,11 @@ def kits_predict(
         chosen = [c for c in found if wanted is None or c.id in wanted]
         if not chosen: raise CaseError(f'none of {cases}', f'ids such as {found[0].id}', 'check --cases', path=data)
         cfg = PredictConfig(three(window, int) if window else None, overlap, not no_tta, batch_size, precision, uncertainty=uncertainty, probabilities=probabilities)
-        finish(predict_folder(load_models(model, pick_device(device)), chosen, out, cfg, echo=print, overwrite=overwrite, ahead=not low_memory))
+        outcome = predict_folder(load_models(model, pick_device(device)), chosen, out, cfg, echo=print, overwrite=overwrite, ahead=not low_memory)
+        if outcome.done or outcome.skipped:
+            save_morphometry(out, out)
+            print(f'each kidney and tumor in ml: {Path(out)/"morphometry.csv"}')
+        finish(outcome)
 
 # %% ../nbs/90_cli.ipynb #c017
 @call_parse(pos=['predictions', 'truth'])
@@ -285,10 +291,10 @@ def kits_export(
 @call_parse
 def kits_demo(
     out:str='kits_demo',  # Folder for everything it makes
-    n:int=24,             # Phantoms to learn from
-    epochs:int=10         # Epochs: about 15 seconds each on two cores
+    n:int=96,             # Phantoms to learn from
+    epochs:int=8         # Epochs: about 20 seconds each on two cores
 ):
     "The whole path on phantoms, in minutes: make, prepare, train, predict, evaluate, and a report with pictures"
     with plain_errors():
         from kits_nb.demo import run_demo
-        run_demo(out, n, epochs)
+        run_demo(out, n, epochs, n_workers=os.cpu_count() or 1)

@@ -26,26 +26,27 @@ TEST_SEED = 1000   # the phantoms that are segmented; training uses seeds from 0
 
 def run_demo(
     out:Path|str,     # Folder for everything it makes
-    n:int=24,         # Phantoms to learn from
-    epochs:int=10,    # Epochs
+    n:int=96,         # Phantoms to learn from
+    epochs:int=8,    # Epochs
     n_test:int=4,     # Phantoms to be segmented
     recipe:Recipe=RECIPES['tiny'], # Grid, network and training
     echo=print,       # Gets lines of progress
+    n_workers:int=1,  # Processes that make phantoms
     **kwargs          # `shape` and `spacing` of the phantoms
 ): # DataFrame of scores, the mean in the last row
     "Phantoms, training, prediction, scores and a report"
     out,start = Path(out), time.time()
     def say(text): echo(f'[{time.time()-start:4.0f} s] {text}')
-    recipe = recipe.replace(epochs=epochs, n_folds=12 if n >= 24 else 3)
+    recipe = recipe.replace(epochs=epochs, n_folds=max(3, n//2))
     say(f'making {n} phantoms to learn from and {n_test} others to be tested on')
-    write_phantoms(out/'train', n, **kwargs); write_phantoms(out/'test', n_test, TEST_SEED, **kwargs)
+    write_phantoms(out/'train', n, n_workers=n_workers, **kwargs); write_phantoms(out/'test', n_test, TEST_SEED, **kwargs)
     say(f'bringing them to a grid of {recipe.prepare.spacing[0]:g} mm')
     prepare_folder(out/'train', out/'prepared', recipe.prepare)
     say(f'training {epochs} epochs')
     train(out/'prepared', out/'run', recipe, echo, resume=True)
     say('segmenting the test phantoms')
     models = load_models(out/'run')
-    predict_folder(models, find_cases(out/'test'), out/'predictions', PredictConfig(overlap=.25), overwrite=True)
+    predict_folder(models, find_cases(out/'test'), out/'predictions', PredictConfig(), overwrite=True)
     table,_ = evaluate_folder(out/'predictions', out/'test')
     save_scores(table, out/'predictions')
     echo(table[list(SCORES)].to_string(float_format='{:.4f}'.format))

@@ -107,8 +107,8 @@ def label_files(
     folder:Path|str # Predictions, or a data folder with label maps
 ) -> dict: # Case id -> file, sorted; raises `CaseError` if there is none
     "The label maps of a folder"
-    found = sorted(Path(folder).glob('prediction_*.nii.gz'))
-    if found: return {('case_' if (i := o.name[len('prediction_'):-len('.nii.gz')]).isdigit() else '') + i: o for o in found}
+    found = {o.name[len('prediction_'):-len('.nii.gz')]: o for o in sorted(Path(folder).glob('prediction_*.nii.gz'))}
+    if found: return {('case_' if i.isdigit() else '') + i: o for i,o in found.items() if i.rpartition('_')[0] not in found}   # no other maps of a case
     cases = {c.id: c.seg for c in find_cases(folder) if c.seg}
     if cases: return cases
     raise CaseError('no label map', 'prediction_*.nii.gz, or case_*/segmentation.nii.gz', 'name the folder that kits-predict wrote', path=folder)

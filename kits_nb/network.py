@@ -49,7 +49,7 @@ class NetConfig(Config):
 PRESETS = dict(
     paper     = NetConfig(),
     segresnet = NetConfig(blocks_down=(1,2,2,4), boundary=False),
-    tiny      = NetConfig(filters=8, blocks_down=(1,1,2), blocks_up=(1,1)))
+    tiny      = NetConfig(filters=8, blocks_down=(1,1,1,2), groups=4))
 
 # %% ../nbs/45_network.ipynb #c009
 class BoundaryNet(nn.Module):

@@ -10,6 +10,9 @@ __all__ = ['TISSUES', 'draw_tissues', 'coordinates', 'ellipsoid', 'smooth_field'
 
 # %% ../nbs/10_phantom.ipynb #c003
 import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 import nibabel as nib, numpy as np
 from scipy import ndimage as ndi
@@ -282,10 +285,15 @@ def make_phantom(
     return paint_ct(seg, seed), seg
 
 # %% ../nbs/10_phantom.ipynb #c036
-def _write_case(folder, ct, seg):
-    "Both files or none"
+def _write_case(folder, source, seed, **kwargs):
+    "Make both files of a case, or none; a line to print, or the `CaseError` that came between"
+    try:
+        if source: seg = read_seg(source); ct = paint_ct(seg, seed)
+        else: ct,seg = make_phantom(seed, **kwargs)
+    except CaseError as e: return e
     with atomic_path(folder, folder=True) as tmp:
         write_volume(tmp/'imaging.nii.gz', ct); write_volume(tmp/'segmentation.nii.gz', seg)
+    return f'{folder.name}: {"×".join(map(str, ct.shape))} voxels of {"×".join(f"{s:.3g}" for s in ct.spacing)} mm'
 
 def write_phantoms(
     out:Path|str,                # Folder to fill
@@ -294,23 +302,25 @@ def write_phantoms(
     labels:Path|str|None=None,   # Folder of label maps to paint instead (case_*/segmentation.nii.gz)
     cases:list|None=None,        # Their case ids; all by default
     echo=None,                   # Gets one line per case
+    n_workers:int=1,             # Processes
     **kwargs                     # `shape` and `spacing` of phantoms without `labels`
 ) -> list: # Case folders; raises `CaseError` at the end if label maps were broken
     "Write phantoms, or painted label maps, in the official layout"
-    out,failed,folders = Path(out), [], []
-    for i,(case,source) in enumerate(_label_files(labels, cases) if labels else [(f'case_{k:05d}', None) for k in range(n)]):
-        folder = out/case
-        if not folder.is_dir():
-            try:
-                if source: seg = read_seg(source); pair = paint_ct(seg, seed+i), seg
-                else: pair = make_phantom(seed+i, **kwargs)
-                _write_case(folder, *pair)
-                if echo: echo(f'{case}: {"×".join(map(str, pair[0].shape))} voxels of {"×".join(f"{s:.3g}" for s in pair[0].spacing)} mm')
-            except CaseError as e: failed.append(e); continue
-        folders.append(folder)
+    out,failed = Path(out), []
+    sources = _label_files(labels, cases) if labels else [(f'case_{k:05d}', None) for k in range(n)]
+    todo = [(out/case, source, seed+i) for i,(case,source) in enumerate(sources) if not (out/case).is_dir()]
+    for (folder,*_),said in zip(todo, _each(partial(_write_case, **kwargs), todo, n_workers)):
+        if isinstance(said, CaseError): failed.append(said)
+        elif echo: echo(said)
+    folders = [out/case for case,_ in sources if (out/case).is_dir()]
     save_json(out/'kits.json', [dict(case_id=f.name, synthetic=True, painted_over_labels=bool(labels)) for f in sorted(out.glob('case_*'))])
     if failed: raise CaseError(f'{len(failed)} unusable label maps: ' + ' | '.join(map(str, failed)), 'labels 0, 1, 2', 'remove or repair them; the other cases were written', path=labels)
     return folders
+
+def _each(f, jobs, n_workers):
+    "What `f` gives for each job, in order, as it is ready"
+    if n_workers <= 1: yield from (f(*o) for o in jobs); return
+    with ProcessPoolExecutor(n_workers, get_context('spawn')) as pool: yield from pool.map(f, *zip(*jobs)) if jobs else ()
 
 def _label_files(labels, cases):
     "(case id, file) of the wanted label maps"

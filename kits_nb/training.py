@@ -7,7 +7,7 @@ Docs: https://kits-nb.github.io/kits_nb/training.html.md"""
 # %% auto #0
 __all__ = ['RECIPES', 'TrainConfig', 'Recipe', 'get_recipe', 'poly_lr', 'PolyLR', 'adam', 'Autocast', 'precision_callbacks',
            'EpochLog', 'write_log', 'say_time', 'format_row', 'Checkpoint', 'set_seed', 'make_learner', 'describe_run',
-           'split_cases', 'same_run', 'train']
+           'tracker_callbacks', 'split_cases', 'same_run', 'train']
 
 # %% ../nbs/60_training.ipynb #c003
 import csv, platform, random, subprocess, sys, time
@@ -20,6 +20,7 @@ import kits_nb, numpy as np, torch
 from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.training import GradientClip
 
 # %% ../nbs/60_training.ipynb #c004
 from .core import *
@@ -44,6 +45,8 @@ class TrainConfig(Config):
     lr:float = 5e-5              # Initial learning rate, alpha_0
     power:float = .9             # Exponent of the schedule
     wd:float = 0.                # Decoupled weight decay
+    beta2:float = .999           # Adam's memory of squared gradients
+    clip:float = 0.              # Largest norm of a step's gradient; 0: any
     probs:tuple = (.8,.1,.1)     # Crops centred on tumor, any foreground, background
     edge_width:int = 1           # Width of the boundary target, voxels
     weights:tuple = (1.,1.,1.)   # Of Dice, boundary Dice, boundary cross-entropy
@@ -82,7 +85,7 @@ class Recipe:
 # %% ../nbs/60_training.ipynb #c010
 RECIPES = dict(
     tiny = Recipe(PrepareConfig(spacing=(4.,4.,4.)), NetConfig.preset('tiny'),
-                  TrainConfig(crop=(32,48,48), bs=2, per_case=8, valid_per_case=8, epochs=10, lr=3e-3, probs=(.6,.25,.15), precision='float32',
+                  TrainConfig(crop=(32,32,32), bs=2, per_case=5, valid_per_case=10, epochs=8, lr=1e-3, beta2=.99, clip=1., probs=(.6,.1,.3),
                               intensity=(.05,.02), layout='channels_last')),   # measured: twice as quick for so small a network on two cores
     paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
@@ -112,9 +115,9 @@ class PolyLR(Callback):
     def before_epoch(self): self.opt.set_hypers(lr=poly_lr(self.lr, self.epoch, self.n_epoch, self.power))
 
 # %% ../nbs/60_training.ipynb #c020
-def adam(params, weight_decay=0., **kwargs):
+def adam(params, weight_decay=0., beta2=.999, **kwargs):
     "Adam with Kingma and Ba's constants and decoupled weight decay, for a fastai `Learner`"
-    return OptimWrapper(params, opt=torch.optim.AdamW, betas=(.9,.999), eps=1e-8, weight_decay=weight_decay, fused=True, **kwargs)
+    return OptimWrapper(params, opt=torch.optim.AdamW, betas=(.9,beta2), eps=1e-8, weight_decay=weight_decay, fused=True, **kwargs)
 
 # %% ../nbs/60_training.ipynb #c023
 class Autocast(Callback):
@@ -240,9 +243,10 @@ def make_learner(
         intensity=cfg.intensity)
     net = place(BoundaryNet(recipe.net), device, pick_dtype(cfg.precision, device), cfg.layout)
     if cfg.compile: net.compile()      # in place: the names of the weights stay as they are
-    learn = Learner(dls, net, loss_func=BoundaryLoss(*cfg.weights, width=cfg.edge_width, pool=pool_sums), opt_func=adam,
+    learn = Learner(dls, net, loss_func=BoundaryLoss(*cfg.weights, width=cfg.edge_width, pool=pool_sums), opt_func=partial(adam, beta2=cfg.beta2),
         lr=cfg.lr, wd=cfg.wd, wd_bn_bias=True, metrics=[KidneyDice(), TumorDice(), CompositeDice()],
-        cbs=[PolyLR(cfg.lr, cfg.power), SetEpoch(), StopOnNaN(), *precision_callbacks(pick_dtype(cfg.precision, device)), *cbs])
+        cbs=[PolyLR(cfg.lr, cfg.power), SetEpoch(), StopOnNaN(), *precision_callbacks(pick_dtype(cfg.precision, device)),
+             *([GradientClip(cfg.clip)] if cfg.clip else []), *cbs])
     learn.recorder.loss = PooledLoss()
     return learn
 
@@ -263,6 +267,26 @@ def describe_run(
         command=[Path(sys.argv[0]).name, *sys.argv[1:]], recipe=recipe.to_dict(), cases=dict(train=list(train), valid=list(valid)),
         device=device, processes=world()[1], threads=torch.get_num_threads(), system=platform.platform(), python=platform.python_version(),
         versions={o: version(o) for o in ('torch', 'fastai', 'numpy', 'nibabel')})
+
+# %% ../nbs/60_training.ipynb #nb0cd
+class _CountOn(Callback):
+    "Number the steps of a resumed run as if it had never stopped"
+    order = TrainEvalCallback.order + 1
+    def __init__(self, epochs): self.epochs = epochs
+    def before_fit(self): self.learn.train_iter = self.epochs*len(self.dls.train)
+
+def tracker_callbacks(
+    tracker:str,      # '' or 'tensorboard'
+    run:Path|str,     # Run folder
+    start:int=0       # Epochs that were done before
+) -> list: # fastai callbacks; raises `CaseError` for another tracker, or if its package is missing
+    "What a `Learner` needs to show its curves elsewhere"
+    if not tracker: return []
+    if tracker != 'tensorboard': raise CaseError(f'tracker {tracker!r}', 'tensorboard', 'choose it, or none')
+    try: from fastai.callback.tensorboard import TensorBoardCallback
+    except ImportError:
+        raise CaseError('no package tensorboard', 'it, for --tracker tensorboard', "pip install 'kits_nb[tensorboard]'") from None
+    return [_CountOn(start), TensorBoardCallback(Path(run)/'tensorboard', trace_model=False, log_preds=False)]
 
 # %% ../nbs/60_training.ipynb #c037
 def split_cases(
@@ -308,7 +332,8 @@ def train(
     progress:bool=False,      # Show fastai's progress bars instead?
     device=None,              # A torch device; the GPU of this process if there is one
     resume:bool=False,        # Go on with the run in this folder, if there is one
-    cbs=()                    # More callbacks
+    cbs=(),                   # More callbacks
+    tracker:str=''            # 'tensorboard': the curves in the run folder's `tensorboard`, too
 ) -> Path: # The run folder, which is a model too; raises `CaseError` for a folder without usable cases, one that holds a run, and faults on the way
     "Train a network on prepared cases"
     run = Path(run)
@@ -321,7 +346,7 @@ def train(
     if start >= recipe.train.epochs:
         if echo and world()[0] == 0: echo(f'{run}: all {start} epochs are done')
         return run
-    learn = make_learner(train, valid, recipe, device, cbs)
+    learn = make_learner(train, valid, recipe, device, [*cbs, *tracker_callbacks(tracker, run, start)])
     learn.model.to(learn.dls.device)
     learn.create_opt()
     if state: restore_state(learn.model, learn.opt.opt, *state)
