@@ -6,7 +6,8 @@ Docs: https://kits-nb.github.io/kits_nb/blocks.html.md"""
 
 # %% auto #0
 __all__ = ['conv1', 'is_slow', 'halve', 'stack', 'unstack', 'Conv3', 'conv3', 'norm', 'norm_backward', 'NormReluConv',
-           'norm_relu_conv', 'ResBlock', 'saved_bytes', 'Encoder', 'receptive_field', 'upsample', 'Decoder']
+           'norm_relu_conv', 'ResBlock', 'recompute_blocks', 'saved_bytes', 'Encoder', 'receptive_field', 'upsample',
+           'Decoder']
 
 # %% ../nbs/35_blocks.ipynb #c003
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from math import prod
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/35_blocks.ipynb #c006
 def conv1(
@@ -165,6 +167,8 @@ def norm_relu_conv(
 # %% ../nbs/35_blocks.ipynb #c013
 class ResBlock(nn.Module):
     "Pre-activation residual block of two 3x3x3 convolutions"
+    recompute = False   # Keep the input alone, and compute the block once more in the backward pass?
+
     def __init__(self,
         n:int,       # Features, in and out
         groups:int=8 # Groups of the normalisation
@@ -174,8 +178,20 @@ class ResBlock(nn.Module):
         self.norm2,self.conv2 = norm(n, groups), conv3(n, n)
 
     def forward(self, x): # (B,n,D,H,W) -> (B,n,D,H,W)
+        return checkpoint(self._block, x, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else self._block(x)
+
+    def _block(self, x):
         y = norm_relu_conv(x, self.norm1, self.conv1)
         return x + norm_relu_conv(y, self.norm2, self.conv2)
+
+def recompute_blocks(
+    net:nn.Module, # A network; changed in place
+    on:bool=True   # Or off again
+) -> nn.Module: # The same network: the same outputs and gradients, for less memory and more time
+    "Let all residual blocks of a network keep only their inputs in training (activation checkpointing)"
+    for o in net.modules():
+        if isinstance(o, ResBlock): o.recompute = on
+    return net
 
 # %% ../nbs/35_blocks.ipynb #nd90a
 def saved_bytes(

@@ -27,6 +27,7 @@ from .core import *
 from .kits19 import *
 from .prepare import *
 from .crops import *
+from .blocks import recompute_blocks
 from .network import *
 from .losses import *
 from .metrics import *
@@ -55,6 +56,7 @@ class TrainConfig(Config):
     precision:str = 'auto'       # 'float32', 'bfloat16', 'float16', or the best this device is good at
     layout:str = 'auto'          # Memory order: 'contiguous', 'channels_last', or the quicker one
     compile:bool = False         # Use torch.compile? (needs a C++ compiler on a CPU)
+    recompute:bool = False       # Compute residual blocks twice instead of keeping their insides: less memory, more time
     fold:int = 0                 # The fold that is held out
     n_folds:int = 5              # Folds in all
     seed:int = 0                 # Of weights, crops and augmentation
@@ -242,6 +244,7 @@ def make_learner(
         probs=cfg.probs, seed=cfg.seed, num_workers=cfg.num_workers, device=device, augment=cfg.augment,
         intensity=cfg.intensity)
     net = place(BoundaryNet(recipe.net), device, pick_dtype(cfg.precision, device), cfg.layout)
+    recompute_blocks(net, cfg.recompute)
     if cfg.compile: net.compile()      # in place: the names of the weights stay as they are
     learn = Learner(dls, net, loss_func=BoundaryLoss(*cfg.weights, width=cfg.edge_width, pool=pool_sums), opt_func=partial(adam, beta2=cfg.beta2),
         lr=cfg.lr, wd=cfg.wd, wd_bn_bias=True, metrics=[KidneyDice(), TumorDice(), CompositeDice()],
@@ -268,7 +271,7 @@ def describe_run(
         device=device, processes=world()[1], threads=torch.get_num_threads(), system=platform.platform(), python=platform.python_version(),
         versions={o: version(o) for o in ('torch', 'fastai', 'numpy', 'nibabel')})
 
-# %% ../nbs/60_training.ipynb #nb0cd
+# %% ../nbs/60_training.ipynb #nac15
 class _CountOn(Callback):
     "Number the steps of a resumed run as if it had never stopped"
     order = TrainEvalCallback.order + 1
@@ -286,7 +289,10 @@ def tracker_callbacks(
     try: from fastai.callback.tensorboard import TensorBoardCallback
     except ImportError:
         raise CaseError('no package tensorboard', 'it, for --tracker tensorboard', "pip install 'kits_nb[tensorboard]'") from None
-    return [_CountOn(start), TensorBoardCallback(Path(run)/'tensorboard', trace_model=False, log_preds=False)]
+    class Curves(TensorBoardCallback):
+        def after_batch(self): # fastai's would write all of the optimiser's settings, and stumbles over those that are None
+            if self.training: self.writer.add_scalar('train_loss', self.smooth_loss, self.train_iter)
+    return [_CountOn(start), Curves(Path(run)/'tensorboard', trace_model=False, log_preds=False)]
 
 # %% ../nbs/60_training.ipynb #c037
 def split_cases(
@@ -307,9 +313,9 @@ def same_run(
     train:list,    # Ids of the cases to learn from
     valid:list     # Ids of the held-out cases
 ) -> dict: # Ready for JSON
-    "What must not change when a run goes on: all but how a batch is shared and how crops are read"
+    "What must not change when a run goes on: all but how a batch is shared, how crops are read, and what is computed twice"
     d = recipe.to_dict()
-    del d['train']['num_workers']
+    del d['train']['num_workers'], d['train']['recompute']
     return d | dict(batch=d['train'].pop('bs')*world()[1], train_cases=list(train), held_out=list(valid))
 
 # %% ../nbs/60_training.ipynb #n845c
