@@ -292,7 +292,7 @@ def kits_export(
 def kits_demo(
     out:str='kits_demo',  # Folder for everything it makes
     n:int=96,             # Phantoms to learn from
-    epochs:int=8         # Epochs: about 20 seconds each on two cores
+    epochs:int=10        # Epochs: about 22 seconds each on two cores
 ):
     "The whole path on phantoms, in minutes: make, prepare, train, predict, evaluate, and a report with pictures"
     with plain_errors():

@@ -27,7 +27,7 @@ TEST_SEED = 1000   # the phantoms that are segmented; training uses seeds from 0
 def run_demo(
     out:Path|str,     # Folder for everything it makes
     n:int=96,         # Phantoms to learn from
-    epochs:int=8,    # Epochs
+    epochs:int=10,    # Epochs
     n_test:int=4,     # Phantoms to be segmented
     recipe:Recipe=RECIPES['tiny'], # Grid, network and training
     echo=print,       # Gets lines of progress
