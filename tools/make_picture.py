@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Make the README's picture out of a demonstration: `kits-demo --out demo && python tools/make_picture.py demo`
+"""Make a picture of a case: `kits-demo --out demo && python tools/make_picture.py demo` makes the README's,
+`python tools/make_picture.py run data predictions picture.jpg` one of any other run.
 
 Shows the case whose composite Dice is the median of those that were scored."""
 import sys
@@ -14,19 +15,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def median_case(folder):
-    "Id of the case in the middle of the scores"
+    "Id of the case in the middle of the scores of a folder of predictions"
     import pandas as pd
-    scores = pd.read_csv(folder/'predictions/scores.csv', index_col='case').drop(index='mean').composite.sort_values()
+    scores = pd.read_csv(folder/'scores.csv', index_col='case').drop(index='mean').composite.sort_values()
     return scores.index[len(scores)//2]
 
 
-def main(folder, out=ROOT/'nbs/images/demo.png'):
-    case = next(c for c in find_cases(folder/'test') if c.id == median_case(folder))
-    truth, pred = read_seg(case.seg), read_seg(prediction_path(folder/'predictions', case.id))
-    fig = case_figure(load_models(folder/'run')[0], read_ct(case.ct), truth, pred)
+def main(run, data, predictions, out):
+    case = next(c for c in find_cases(data) if c.id == median_case(predictions))
+    truth, pred = read_seg(case.seg), read_seg(prediction_path(predictions, case.id))
+    fig = case_figure(load_models(run)[0], read_ct(case.ct), truth, pred)
     out.parent.mkdir(exist_ok=True)
     fig.savefig(out, dpi=80, facecolor='white')
     print(f'{out}: {case.id}, {out.stat().st_size//1000} kB')
 
 
-if __name__ == '__main__': main(Path(sys.argv[1]))
+if __name__ == '__main__':
+    first, *rest = map(Path, sys.argv[1:])
+    main(first, *rest) if rest else main(first/'run', first/'test', first/'predictions', ROOT/'nbs/images/demo.png')
