@@ -320,7 +320,8 @@ def write_phantoms(
 def _each(f, jobs, n_workers):
     "What `f` gives for each job, in order, as it is ready"
     if n_workers <= 1: yield from (f(*o) for o in jobs); return
-    with ProcessPoolExecutor(n_workers, get_context('spawn')) as pool: yield from pool.map(f, *zip(*jobs)) if jobs else ()
+    with ProcessPoolExecutor(n_workers, get_context('spawn')) as pool:
+        for job in [pool.submit(f, *o) for o in jobs]: yield result_of(job)
 
 def _label_files(labels, cases):
     "(case id, file) of the wanted label maps"

@@ -11,7 +11,6 @@ __all__ = ['STORES', 'PrepareConfig', 'resample_seg', 'blosc2_package', 'write_a
 # %% ../nbs/25_prepare.ipynb #c003
 import os, shutil, time
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property, partial
 from multiprocessing import get_context
@@ -188,11 +187,6 @@ def _sweep(out, hours=1):
     for o in Path(out).glob('.*-*'):
         if time.time() - o.stat().st_mtime > 3600*hours: shutil.rmtree(o, ignore_errors=True)
 
-def _answer(future):
-    "What a worker process did; it may also have died"
-    try: return future.result()
-    except BrokenProcessPool: raise CaseError('a worker process that died', 'one that ends', 'memory may be too small: run again with fewer processes') from None
-
 def prepare_folder(
     src:Path|str,                      # Data folder in the official layout
     out:Path|str,                      # Folder of prepared cases
@@ -211,7 +205,7 @@ def prepare_folder(
     threads = max(1, (os.cpu_count() or 1)//n_workers)
     with ProcessPoolExecutor(n_workers, get_context('spawn'), torch.set_num_threads, (threads,)) as pool:
         jobs = {c.id: pool.submit(todo, c) for c in left}
-        return for_each_case(found, lambda c: _answer(jobs[c.id]), lambda c: c.id not in jobs, echo)
+        return for_each_case(found, lambda c: result_of(jobs[c.id]), lambda c: c.id not in jobs, echo)
 
 def load_prepared(
     folder:Path|str # Made by `prepare_folder`
