@@ -25,8 +25,6 @@ def plain_errors():
     "A `CaseError` becomes a sentence on stderr and exit code 1"
     # fastai imports a function that the newest PyTorch calls deprecated: nothing that a user of ours could do about it
     warnings.filterwarnings('ignore', message='.*torch.jit', category=FutureWarning)
-    # idle threads sleep instead of spinning: a tenth slower alone, but several times quicker beside other programs
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     warnings.filterwarnings('ignore', message='.*torch.jit', category=DeprecationWarning)
     try: yield
     except CaseError as e: sys.exit(f'error: {e}')
@@ -167,6 +165,8 @@ def kits_predict(
 ):
     "Segment scans: prediction_*.nii.gz on each scan's own grid, and morphometry.csv; finished ones are skipped. For example: kits-predict run scan.nii.gz out"
     with plain_errors():
+        # idle threads sleep instead of spinning: large windows lose nothing by it and gain a quarter beside other programs (training would lose)
+        os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
         from kits_nb.inference import PredictConfig, load_models, predict_folder
         from kits_nb.kits19 import find_cases
         if Path(out).is_file() or out.endswith(('.nii', '.nii.gz')): raise CaseError('a file', 'a folder for the predictions', 'the order is model, scan or data, folder of predictions', path=out)
@@ -292,7 +292,7 @@ def kits_export(
 def kits_demo(
     out:str='kits_demo',  # Folder for everything it makes
     n:int=96,             # Phantoms to learn from
-    epochs:int=10        # Epochs: about 22 seconds each on two cores
+    epochs:int=10         # Epochs: about 20 seconds each on two cores
 ):
     "The whole path on phantoms, in minutes: make, prepare, train, predict, evaluate, and a report with pictures"
     with plain_errors():

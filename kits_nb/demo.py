@@ -28,10 +28,10 @@ def run_demo(
     out:Path|str,     # Folder for everything it makes
     n:int=96,         # Phantoms to learn from
     epochs:int=10,    # Epochs
-    n_test:int=4,     # Phantoms to be segmented
+    n_test:int=12,    # Phantoms to be segmented
     recipe:Recipe=RECIPES['tiny'], # Grid, network and training
     echo=print,       # Gets lines of progress
-    n_workers:int=1,  # Processes that make phantoms
+    n_workers:int=1,  # Processes that make and prepare phantoms
     **kwargs          # `shape` and `spacing` of the phantoms
 ): # DataFrame of scores, the mean in the last row
     "Phantoms, training, prediction, scores and a report"
@@ -39,9 +39,9 @@ def run_demo(
     def say(text): echo(f'[{time.time()-start:4.0f} s] {text}')
     recipe = recipe.replace(epochs=epochs, n_folds=max(3, n//2))
     say(f'making {n} phantoms to learn from and {n_test} others to be tested on')
-    write_phantoms(out/'train', n, n_workers=n_workers, **kwargs); write_phantoms(out/'test', n_test, TEST_SEED, **kwargs)
+    for name,k,seed in (('train', n, 0), ('test', n_test, TEST_SEED)): write_phantoms(out/name, k, seed, n_workers=n_workers, **kwargs)
     say(f'bringing them to a grid of {recipe.prepare.spacing[0]:g} mm')
-    prepare_folder(out/'train', out/'prepared', recipe.prepare)
+    prepare_folder(out/'train', out/'prepared', recipe.prepare, n_workers=n_workers)
     say(f'training {epochs} epochs')
     train(out/'prepared', out/'run', recipe, echo, resume=True)
     say('segmenting the test phantoms')

@@ -37,6 +37,7 @@ class NetConfig(Config):
     out_channels:int = 2            # Kidney with tumor, tumor
     boundary:bool = True            # With the boundary stream?
     dropout:float = 0.              # After the first convolution (reference [9] has 0.2)
+    hu_range:tuple = (-1000,1000)   # HU that become -1 and 1 before the first convolution; what lies beyond looks like its end
 
     @classmethod
     def preset(cls,
@@ -49,7 +50,7 @@ class NetConfig(Config):
 PRESETS = dict(
     paper     = NetConfig(),
     segresnet = NetConfig(blocks_down=(1,2,2,4), boundary=False),
-    tiny      = NetConfig(filters=8, blocks_down=(1,1,1,2), groups=4))
+    tiny      = NetConfig(filters=8, blocks_down=(1,1,1,2), groups=4, hu_range=(-100,250)))
 
 # %% ../nbs/45_network.ipynb #c009
 class BoundaryNet(nn.Module):
@@ -59,6 +60,7 @@ class BoundaryNet(nn.Module):
     ):
         super().__init__()
         self.cfg,levels = cfg, len(cfg.blocks_down)
+        if not cfg.hu_range[0] < cfg.hu_range[1]: raise CaseError(f'hu_range {cfg.hu_range}', 'the lower end before the upper', 'turn them round')
         self.encoder = Encoder(cfg.in_channels, cfg.filters, cfg.blocks_down, cfg.groups, cfg.dropout)
         self.decoder = Decoder(cfg.filters, cfg.blocks_up, cfg.groups)
         self.boundary = BoundaryStream(cfg.filters, levels, cfg.out_channels, cfg.groups) if cfg.boundary else None
@@ -70,13 +72,17 @@ class BoundaryNet(nn.Module):
         maps:bool=False  # Return the attention maps too?
     ) -> tuple: # (seg logits (B,2,D,H,W), edge logits (B,2,D,H,W) or None[, maps from coarse to fine])
         self._check(x)
-        outs = self.encoder(x if torch.compiler.is_exporting() else x.as_subclass(torch.Tensor))
+        outs = self.encoder(self._window(x if torch.compiler.is_exporting() else x.as_subclass(torch.Tensor)))
         y,w = self.decoder(outs), self.head.weight              # (B,16,D,H,W), (2,18,1,1,1)
         seg = norm_relu_conv(y, self.norm, self.head, w[:,:y.shape[1]])                  # (B,2,D,H,W)
         if self.boundary is None: return (seg, None, []) if maps else (seg, None)
         edge,alphas = self.boundary(outs)                       # (B,2,D,H,W)
         seg = seg + F.conv3d(edge, w[:,y.shape[1]:])            # as if they had been concatenated
         return (seg, edge, alphas) if maps else (seg, edge)
+
+    def _window(self, x):
+        (lo,hi),whole = self.cfg.hu_range, NetConfig.hu_range
+        return x if (lo,hi) == whole else ((2000*x - (lo+hi))/(hi-lo)).clamp(-1, 1)
 
     def _check(self, x):
         step = 2**(len(self.cfg.blocks_down)-1)

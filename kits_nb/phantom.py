@@ -10,9 +10,7 @@ __all__ = ['TISSUES', 'draw_tissues', 'coordinates', 'ellipsoid', 'smooth_field'
 
 # %% ../nbs/10_phantom.ipynb #c003
 import json
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 import nibabel as nib, numpy as np
 from scipy import ndimage as ndi
@@ -320,7 +318,7 @@ def write_phantoms(
 def _each(f, jobs, n_workers):
     "What `f` gives for each job, in order, as it is ready"
     if n_workers <= 1: yield from (f(*o) for o in jobs); return
-    with ProcessPoolExecutor(n_workers, get_context('spawn')) as pool:
+    with worker_pool(n_workers) as pool:
         for job in [pool.submit(f, *o) for o in jobs]: yield result_of(job)
 
 def _label_files(labels, cases):

@@ -10,10 +10,8 @@ __all__ = ['STORES', 'PrepareConfig', 'resample_seg', 'blosc2_package', 'write_a
 
 # %% ../nbs/25_prepare.ipynb #c003
 import os, shutil, time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from multiprocessing import get_context
 from pathlib import Path
 import numpy as np, torch
 
@@ -202,8 +200,7 @@ def prepare_folder(
     todo,finished = partial(prepare_case, out=out, cfg=cfg), partial(_finished, out)
     if n_workers <= 1: return for_each_case(found, todo, finished, echo)
     left = [c for c in found if not finished(c)]
-    threads = max(1, (os.cpu_count() or 1)//n_workers)
-    with ProcessPoolExecutor(n_workers, get_context('spawn'), torch.set_num_threads, (threads,)) as pool:
+    with worker_pool(n_workers) as pool:
         jobs = {c.id: pool.submit(todo, c) for c in left}
         return for_each_case(found, lambda c: result_of(jobs[c.id]), lambda c: c.id not in jobs, echo)
 
