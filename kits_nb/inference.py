@@ -99,9 +99,9 @@ def describe_model(
     cfg = getattr(net, 'cfg', None)
     return dict(meta=net.meta, network=cfg and cfg.to_dict(), weights=digest.hexdigest()[:16])
 
-def _claim(out, models, cfg, overwrite):
+def _claim(out, models, cfg, clean, overwrite):
     "Write predictions.json, or check the one that is there"
-    path,made = Path(out)/'predictions.json', dict(settings=cfg.to_dict(), models=[describe_model(o) for o in models])
+    path,made = Path(out)/'predictions.json', dict(settings=cfg.to_dict(), cleaning=clean and clean.to_dict(), models=[describe_model(o) for o in models])
     made = json.loads(json.dumps(made))
     if path.exists() and not overwrite:
         old = load_json(path)
@@ -154,13 +154,15 @@ def predict_folder(
     cfg:PredictConfig=PredictConfig(), # Settings
     echo=None,                         # Gets one line per case
     overwrite:bool=False,              # Predict again what is there already?
-    ahead:bool=True                    # Read the next case and write the last in the background? Takes memory for two more
+    ahead:bool=True,                   # Read the next case and write the last in the background? Takes memory for two more
+    clean:Config|None=None             # Called with each label map before it is written: a `CleanConfig` of chapter 78
 ) -> Outcome: # With a `CaseError` for each case that failed; raises `CaseError` if `out` holds other predictions
     "Segment many cases; a broken one does not stop the others"
-    window_of(models, cfg); _claim(out, models, cfg, overwrite)
+    window_of(models, cfg); _claim(out, models, cfg, clean, overwrite)
     there = [c for c in cases if prediction_path(out, c.id).exists() and not overwrite]
     outcome,todo = Outcome(skipped=[c.id for c in there]), [c for c in cases if c not in there]
-    stages = (lambda c: load_case(models, c, cfg.slab), lambda c,got: segment(models, *got, cfg), lambda c,maps: save_case(maps, c, out))
+    stages = (lambda c: load_case(models, c, cfg.slab), lambda c,got: segment(models, *got, cfg),
+              lambda c,maps: save_case(maps | dict(labels=clean(maps['labels'])) if clean else maps, c, out))
     for case,seconds,error in pipeline(todo, *stages, ahead):
         if error is None: outcome.done.append(case.id)
         else: outcome.failed.append(_of_case(error, case))

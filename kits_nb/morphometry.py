@@ -133,6 +133,8 @@ class CleanConfig(Config):
     min_tumor_mm3:float = 0       # Tumors below this volume become kidney
     reach_mm:float|None = None    # Tumors further than this from kidney tissue become background; None for no limit
 
+    def __call__(self, seg): return clean(seg, self)[0]    # what `predict_folder` asks for
+
 def _far(tumor, kidney, spacing, reach):
     "Is every voxel of a tumor further than `reach` from the kidney?"
     box = tuple(slice(max(0, a-int(reach/s)-1), b+int(reach/s)+2) for a,b,s in zip(tumor.at.min(0), tumor.at.max(0), spacing))
