@@ -122,6 +122,7 @@ def batches(row, folder, n, cold):
     if row in OURS:
         from kits_nb.crops import CropDL
         return CropDL(ds, bs=1, num_workers=OURS[row][1])
+    if row == 'PyTorch DataLoader, npy, 2 workers': return torch.utils.data.DataLoader(ds, 1, num_workers=2)
     if row == 'blosc2 in nnU-Net\'s style, 2 workers':
         return torch.utils.data.DataLoader(Style(folder/'style', ds), 1, num_workers=2)
     boxes = [(c.folder, b) for c,b in plan_of(ds)]
@@ -201,7 +202,7 @@ def main():
     folder = Path(args.folder)
     if args.one: return print(json.dumps(one(args.one, folder, args.n)))
     make(folder)
-    rows = ['bare CT', 'bare CT and labels', *OURS, "blosc2 in nnU-Net's style, 2 workers", 'MONAI CacheDataset, 2 workers', 'MONAI PersistentDataset, 2 workers']
+    rows = ['bare CT', 'bare CT and labels', *OURS, 'PyTorch DataLoader, npy, 2 workers', "blosc2 in nnU-Net's style, 2 workers", 'MONAI CacheDataset, 2 workers', 'MONAI PersistentDataset, 2 workers']
     python = dict.fromkeys(rows, sys.executable) | ({'nnU-Net, 2 workers': args.nnunet} if args.nnunet else {})
     got = {r: [] for r in python if r.startswith(args.rows) or r.startswith('bare')}
     for k in range(args.rounds):

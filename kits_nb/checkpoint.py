@@ -148,20 +148,11 @@ class StopOnNaN(Callback):
 @contextmanager
 def explained(
     run:Path|str # Run folder
-): # Context; raises `CaseError` for a full disk, a dead reader, or an error inside a reader
+): # Context; raises `CaseError` for a full disk, or a state file that cannot be read or written
     "Say in words what ended a training"
     try: yield
-    except CaseError as e:
-        text = str(e).rsplit('CaseError: ', 1)
-        if len(text) == 1: raise
-        where,_,found = text[1].strip().rpartition(': found ')      # it happened in a reader: drop the traceback, keep its words
-        raise CaseError(found, path=where) from None
     except (OSError, SafetensorError) as e:
         raise CaseError(f'an error in writing or reading ({" ".join(str(e).split())})', 'room and rights for a checkpoint', f'{_kept(run)} Free some space and go on with --resume', path=run) from None
-    except RuntimeError as e:
-        if 'DataLoader worker' not in str(e): raise
-        raise CaseError(f'a process that reads crops and was ended from outside ({str(e).splitlines()[0].strip()})', 'one that lives as long as the training',
-                        f'most likely memory ran out: take fewer num_workers. {_kept(run)} Go on with --resume', path=run) from None
 
 def _kept(run):
     path = Path(run)/STATE

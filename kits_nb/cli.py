@@ -123,7 +123,7 @@ def kits_train(
     fold:int=None,         # The fold that is held out
     n_folds:int=None,      # Folds in all
     seed:int=None,         # Of weights, crops and augmentation
-    num_workers:int=None,  # Processes that read crops
+    num_workers:int=None,  # Threads that read crops
     precision:str=None,    # auto, float32, bfloat16 or float16
     compile:bool=False,    # Use torch.compile (needs a C++ compiler on a CPU)
     recompute:bool=False,  # Less memory, more time: compute residual blocks twice instead of keeping their insides

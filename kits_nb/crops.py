@@ -6,12 +6,11 @@ Docs: https://kits-nb.github.io/kits_nb/crops.html.md"""
 
 # %% auto #0
 __all__ = ['crop_center', 'read_crop', 'TensorCT', 'TensorSeg', 'CropDataset', 'SetEpoch', 'NormalizeHU', 'RandomFlip3D',
-           'RandomIntensity', 'CropDL', 'crop_dataloaders']
+           'RandomIntensity', 'prefetch', 'CropDL', 'crop_dataloaders']
 
 # %% ../nbs/30_crops.ipynb #c003
-import multiprocessing, shutil, weakref
-from itertools import count
-from math import prod
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np, torch
 from fastai.basics import *
 from fastai.data.all import *
@@ -155,91 +154,41 @@ class RandomIntensity(ItemTransform):
         return x*(1 + self.scale*a) + self.shift*b, y
 
 # %% ../nbs/30_crops.ipynb #n1d91
-class _Slots:
-    "Batches in shared memory: a reader takes one, and it is free again when nobody holds the tensors"
-    alive,keys = weakref.WeakValueDictionary(), count()      # those of this process
-
-    def __init__(self, n, bs, size):
-        self.n,self.shape,self.key = n, (bs, *size), next(self.keys)
-        _check_room(n*3*prod(self.shape))
-        self.data = torch.empty(n, 3*prod(self.shape), dtype=torch.uint8).share_memory_()    # int16 and uint8: 3 bytes a voxel
-        self.taken,self.lock = torch.zeros(n, dtype=torch.uint8).share_memory_(), multiprocessing.Lock()
-        self.alive[self.key] = self
-
-    def take(self): # A free slot, or None
-        with self.lock:
-            free = (self.taken == 0).nonzero()
-            if len(free): self.taken[free[0]] = 1
-        return int(free[0]) if len(free) else None
-
-    def give_back(self, i): self.taken[i] = 0
-
-    def views(self, i): # (int16 (B,1,D,H,W), uint8 (B,D,H,W)) on the memory of slot i
-        return _split(self.data[i].numpy(), self.shape)
-
-    def receive(self, i, n, draws): # The batch of n crops in slot i, which holds the slot for as long as it lives
-        memory = self.data[i].numpy()
-        weakref.finalize(memory, self.give_back, i).atexit = False
-        return _typed(*(o[:n] for o in _split(memory, self.shape)), draws)
-
-def _split(memory, shape): # bytes -> both tensors on them
-    flat,n = torch.from_numpy(memory), 2*prod(shape)
-    return flat[:n].view(torch.int16).view(shape[0], 1, *shape[1:]), flat[n:].view(shape)
-
-def _typed(ct, seg, draws): return TensorCT(ct), TensorSeg(seg), *draws
-
-def _check_room(need, where='/dev/shm'):
-    "A shared memory that is too small would end a reader without a word"
-    free = shutil.disk_usage(where).free if Path(where).is_dir() else need
-    if free < need: raise CaseError(f'{free/2**20:.0f} MB of shared memory', f'{need/2**20:.0f} MB for the batches that are read ahead',
-                                    'use fewer workers or smaller batches, or give the container more (docker run --shm-size)', path=where)
+def prefetch(
+    f,            # Called with each item
+    items,        # Iterable
+    n_threads:int # 0 calls `f` where it is asked for
+): # Yields what `f` returned, in the order of the items; raises what `f` raised, as it is
+    "Results that threads prepare, two for each thread ahead of who takes them"
+    if not n_threads: yield from map(f, items); return
+    pool,jobs = ThreadPoolExecutor(n_threads), deque()
+    try:
+        for o in items:
+            jobs.append(pool.submit(f, o))
+            if len(jobs) > 2*n_threads: yield jobs.popleft().result()
+        while jobs: yield jobs.popleft().result()
+    finally: pool.shutdown(cancel_futures=True)       # also if the pass is left early
 
 # %% ../nbs/30_crops.ipynb #n909f
-def _receive(key, i, n, draws): return _Slots.alive[key].receive(i, n, draws)
-def _fail(error): raise error
-
-class _Sent:
-    "Becomes `f(*args)` where it is unpickled"
-    def __init__(self, f, *args): self.f,self.args = f, args
-    def __reduce__(self): return self.f, self.args
-
 class CropDL(TfmdDL):
-    "Batches of a `CropDataset`, each crop read straight into its place"
-    slots,whole = None, True          # `whole`: has every batch of the last pass been received?
+    "Batches of a `CropDataset`, read ahead by threads"
+    def __init__(self,
+        dataset,          # `CropDataset`
+        bs:int=1,         # Crops in a batch
+        num_workers:int=0,# Threads that read; 0 reads when a batch is asked for
+        **kwargs          # Of fastai's `TfmdDL`
+    ):
+        super().__init__(dataset, bs=bs, num_workers=0, **kwargs)       # fastai's workers are processes
+        self.threads = num_workers
 
-    def before_iter(self):
-        super().before_iter()
-        n = self.fake_l.num_workers
-        if n and not (self.slots and self.whole): self.slots = _Slots(2*n + 2, self.bs, self.dataset.size)
-        self.whole = False
+    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **dict(num_workers=self.threads) | kwargs)
+    def create_batches(self, samps): return prefetch(self._batch, chunked(samps, self.bs), self.threads)
 
-    def after_iter(self):
-        super().after_iter()
-        self.whole = True
-
-    def create_batches(self, samps):
-        for idxs in chunked(samps, self.bs):
-            try: yield self._sent(idxs) if torch.utils.data.get_worker_info() else self._filled(idxs)
-            except CaseError as e:
-                if not torch.utils.data.get_worker_info(): raise
-                yield _Sent(_fail, e)
-
-    def _sent(self, idxs): # From a reader process
-        i = self.slots.take()
-        if i is None: return self._filled(idxs)
-        self._fill(idxs, *self.slots.views(i))
-        return _Sent(_receive, self.slots.key, i, len(idxs), self._draws(idxs))
-
-    def _filled(self, idxs):
-        shape = (len(idxs), *self.dataset.size)
-        return _typed(*self._fill(idxs, *_split(np.empty(3*prod(shape), np.uint8), shape)), self._draws(idxs))
-
-    def _draws(self, idxs): # Nothing, or one tensor (B,draws)
-        return [torch.stack([self.dataset.draw(i) for i in idxs])] if self.dataset.draws else []
-
-    def _fill(self, idxs, ct, seg):
-        for k,i in enumerate(idxs): self.dataset.read(i, (ct[k,0].numpy(), seg[k].numpy()))
-        return ct, seg
+    def _batch(self, idxs): # (TensorCT int16 (B,1,D,H,W), TensorSeg uint8 (B,D,H,W)), and float32 (B,draws) if there are any
+        ds,shape = self.dataset, (len(idxs), *self.dataset.size)
+        ct,seg = torch.empty(shape, dtype=torch.int16), torch.empty(shape, dtype=torch.uint8)
+        for k,i in enumerate(idxs): ds.read(i, (ct[k].numpy(), seg[k].numpy()))
+        return TensorCT(ct[:,None]), TensorSeg(seg), *([torch.stack([ds.draw(i) for i in idxs])] if ds.draws else [])
 
 # %% ../nbs/30_crops.ipynb #c023
 def crop_dataloaders(
@@ -251,7 +200,7 @@ def crop_dataloaders(
     valid_per_case:int=1,   # Held-out crops of each case
     probs:tuple=(.8,.1,.1), # Centres on tumor, any foreground, background
     seed:int=0,             # Another seed, other crops
-    num_workers:int=0,      # Processes that read
+    num_workers:int=0,      # Threads that read
     device=None,            # Torch device
     augment:bool=True,      # Random flips and intensities?
     intensity:tuple=(.1,.1) # Largest change of scale, and largest shift in HU/1000

@@ -69,7 +69,7 @@ class Packed:
         path:Path # .b2nd file; raises what blosc2 raises for one it cannot open
     ):
         self.path = path
-        self.array = blosc2_package().open(str(path), mode='r', mmap_mode='r', dparams=dict(nthreads=1))   # one thread: safe to fork
+        self.array = blosc2_package().open(str(path), mode='r', mmap_mode='r', dparams=dict(nthreads=1))
         self.shape,self.dtype = self.array.shape, self.array.dtype
 
     def __getitem__(self, key): # ndarray; raises `CaseError` for a block that is damaged

@@ -60,7 +60,7 @@ class TrainConfig(Config):
     fold:int = 0                 # The fold that is held out
     n_folds:int = 5              # Folds in all
     seed:int = 0                 # Of weights, crops and augmentation
-    num_workers:int = 0          # Processes that read crops, per training process
+    num_workers:int = 0          # Threads that read crops, per training process
 
 # %% ../nbs/60_training.ipynb #c008
 @dataclass(frozen=True)
