@@ -11,7 +11,8 @@ __all__ = ['crop_center', 'read_crop', 'TensorCT', 'TensorSeg', 'CropDataset', '
 # %% ../nbs/30_crops.ipynb #c003
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-import numpy as np, torch
+from math import prod
+import weakref, numpy as np, torch
 from fastai.basics import *
 from fastai.data.all import *
 from fastai.data.core import show_batch, show_results
@@ -179,16 +180,24 @@ class CropDL(TfmdDL):
         **kwargs          # Of fastai's `TfmdDL`
     ):
         super().__init__(dataset, bs=bs, num_workers=0, **kwargs)       # fastai's workers are processes
-        self.threads = num_workers
+        self.threads,self.spare = num_workers, deque()
 
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **dict(num_workers=self.threads) | kwargs)
     def create_batches(self, samps): return prefetch(self._batch, chunked(samps, self.bs), self.threads)
 
     def _batch(self, idxs): # (TensorCT int16 (B,1,D,H,W), TensorSeg uint8 (B,D,H,W)), and float32 (B,draws) if there are any
         ds,shape = self.dataset, (len(idxs), *self.dataset.size)
-        ct,seg = torch.empty(shape, dtype=torch.int16), torch.empty(shape, dtype=torch.uint8)
+        n,memory = prod(shape), torch.from_numpy(self._lend(3*prod(shape)))
+        ct,seg = memory[:2*n].view(torch.int16).view(shape), memory[2*n:].view(shape)
         for k,i in enumerate(idxs): ds.read(i, (ct[k].numpy(), seg[k].numpy()))
         return TensorCT(ct[:,None]), TensorSeg(seg), *([torch.stack([ds.draw(i) for i in idxs])] if ds.draws else [])
+
+    def _lend(self, n): # n bytes, which come back once no tensor lies on them
+        try: block = self.spare.pop()
+        except IndexError: block = np.empty(3*self.bs*prod(self.dataset.size), np.uint8)
+        lent = block[:n]
+        weakref.finalize(lent, self.spare.append, block).atexit = False
+        return lent
 
 # %% ../nbs/30_crops.ipynb #c023
 def crop_dataloaders(
