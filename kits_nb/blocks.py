@@ -6,8 +6,8 @@ Docs: https://kits-nb.github.io/kits_nb/blocks.html.md"""
 
 # %% auto #0
 __all__ = ['conv1', 'is_slow', 'halve', 'stack', 'unstack', 'is_unsafe', 'Conv3', 'conv3', 'norm', 'norm_forward',
-           'norm_backward', 'NormReluConv', 'norm_relu_conv', 'ResBlock', 'recompute_blocks', 'saved_bytes', 'Encoder',
-           'receptive_field', 'upsample', 'Decoder']
+           'norm_backward', 'is_unvectorized', 'NormReluConv', 'norm_relu_conv', 'ResBlock', 'recompute_blocks',
+           'saved_bytes', 'Encoder', 'receptive_field', 'upsample', 'Decoder']
 
 # %% ../nbs/35_blocks.ipynb #c003
 from contextlib import nullcontext
@@ -120,19 +120,25 @@ def norm_backward(
     def mean_of(v): return _spread(_pool(v, groups), x)/n
     m,r,k = _spread(mean, x), _spread(rstd, x), gamma.float()
     sum_g = g.sum((2,3,4)).float()
-    sum_gx = ((g*x).sum((2,3,4)).float() - m*sum_g)*r                           # of g times the normalised x
+    gx = g*x
+    sum_gx = (gx.sum((2,3,4)).float() - m*sum_g)*r                              # of g times the normalised x
     u,v = mean_of(k*sum_g), mean_of(k*sum_gx)
     b = -v*r*r
-    dx = torch.addcmul(_rows(-u*r - b*m, x), x, _rows(b, x)).addcmul_(g, _rows(k*r, x))   # @eq-normgrad
+    dx = torch.addcmul(_rows(-u*r - b*m, x), x, _rows(b, x), out=gx).addcmul_(g, _rows(k*r, x))   # @eq-normgrad
     return dx, sum_gx.sum(0), sum_g.sum(0)
 
 # %% ../nbs/35_blocks.ipynb #n6602
-def _slow_norm(x): return x.device.type == 'cpu' and x.dtype == torch.bfloat16 and not x.is_contiguous()
+def is_unvectorized(
+    x:Tensor # (B,C,D,H,W)
+) -> bool: # Does PyTorch go number by number where it normalises, or multiplies with one number for all features?
+    "bfloat16 in `channels_last` memory on a CPU"
+    if torch.compiler.is_compiling(): return False
+    return x.device.type == 'cpu' and x.dtype == torch.bfloat16 and not x.is_contiguous()
 
 def _normed(x, gamma, beta, groups, eps):
     "The ReLU of the normalised x, and the statistics; on a GPU in float32, as autocast has it"
     if x.device.type != 'cpu': x = x.to(torch.promote_types(x.dtype, gamma.dtype))
-    if _slow_norm(x) and x.shape[1] % 16: h,mean,rstd = norm_forward(x, gamma, beta, groups, eps)
+    if is_unvectorized(x) and x.shape[1] % 16: h,mean,rstd = norm_forward(x, gamma, beta, groups, eps)
     else: h,mean,rstd = torch.native_group_norm(x, gamma, beta, *x.shape[:2], x[0,0].numel(), groups, eps)
     return h.relu_(), mean, rstd
 
@@ -145,7 +151,7 @@ def _normed_again(x, gamma, beta, mean, rstd):
 
 def _norm_backward(g, x, mean, rstd, gamma):
     "The quicker of PyTorch's backward and ours"
-    if _slow_norm(x): return norm_backward(g, x, mean, rstd, gamma)
+    if is_unvectorized(x): return norm_backward(g, x, mean, rstd, gamma)
     if x.device.type != 'cpu': x = x.to(gamma.dtype)
     return torch.ops.aten.native_group_norm_backward(g, x, mean, rstd, gamma, *x.shape[:2], x[0,0].numel(), mean.shape[1], [True]*3)
 
@@ -182,7 +188,8 @@ class NormReluConv(torch.autograd.Function):
         if is_unsafe(x, dtype): dtype = torch.float32
         h = _normed_again(x, gamma, beta, mean, rstd)
         gh,gw,gb = _conv_backward(g.to(dtype), h.to(dtype), weight.to(dtype), bias)
-        gz = torch.ops.aten.threshold_backward(gh.to(h.dtype), h, 0)        # nothing passes where the ReLU was closed
+        gz = gh.to(h.dtype)
+        torch.ops.aten.threshold_backward.grad_input(gz, h, 0, grad_input=gz)      # nothing passes where the ReLU was closed
         del h,gh
         gx,ggamma,gbeta = _norm_backward(gz, x, mean, rstd, gamma)
         return gx.to(x.dtype), ggamma, gbeta, gw.to(weight.dtype), gb.to(weight.dtype) if bias else None, None, None, None
@@ -197,7 +204,7 @@ def norm_relu_conv(
     weight = conv.weight if weight is None else weight
     kind = x.device.type
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not isinstance(norm, nn.GroupNorm):
-        return conv._conv_forward(F.relu(norm(x), inplace=True), weight, conv.bias) if weight is not conv.weight else conv(F.relu(norm(x)))
+        return conv._conv_forward(F.relu(norm(x), inplace=True), weight, conv.bias) if weight is not conv.weight else conv(F.relu(norm(x), inplace=True))
     if kind == 'meta': return NormReluConv.apply(x, norm.weight, norm.bias, weight, conv.bias, norm.num_groups, norm.eps, x.dtype)   # it knows no autocast
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     with torch.autocast(kind, enabled=False):
@@ -221,7 +228,8 @@ class ResBlock(nn.Module):
 
     def _block(self, x):
         y = norm_relu_conv(x, self.norm1, self.conv1)
-        return x + norm_relu_conv(y, self.norm2, self.conv2)
+        y = norm_relu_conv(y, self.norm2, self.conv2)
+        return y.add_(x) if y.dtype == x.dtype else x + y      # under autocast x may be the more precise one
 
 def recompute_blocks(
     net:nn.Module, # A network; changed in place
@@ -300,5 +308,5 @@ class Decoder(nn.Module):
     def forward(self, outs):        # the encoder's list, finest first
         x = outs[-1]
         for half,level,skip in zip(self.halves, self.levels, reversed(outs[:-1])):
-            x = level(upsample(half(x)) + skip)     # features halve, sides double
+            x = level(upsample(half(x)).add_(skip)) # features halve, sides double
         return x                    # (B,n,D,H,W)
