@@ -4,9 +4,10 @@
     python bench/train_step.py --sizes 176 --device cuda --precisions tf32,bfloat16 --compile both
 
 A step is: forward, loss (ours makes its edge targets in it), backward, Adam. MONAI's is SegResNet(16 filters, blocks 1,2,2,4)
-with DiceLoss(sigmoid, squared_pred, batch) and torch.optim.Adam. The rounds are interleaved, ours then MONAI's, and the ratio is the
-median of each round's ratio. Arithmetic is counted by torch.utils.flop_counter for both. Memory is measured in a fresh process
-per network: the peak of two steps above what the process held before the network was made.
+with DiceLoss(sigmoid, squared_pred, batch) and torch.optim.Adam. Each network has a process of its own, and the rounds are interleaved,
+ours then MONAI's; the ratio is the median of each round's ratio. Ours is placed as `train` does it, which on a CPU includes `keep_memory`;
+`--keep` gives it to MONAI's process too, or to none. Arithmetic is counted by torch.utils.flop_counter for both. Memory is the peak of a
+process above what it held before its network was made.
 """
 import argparse, json, platform, resource, statistics, subprocess, sys, time
 from pathlib import Path
@@ -23,7 +24,8 @@ def parse():
     p.add_argument('--bs', type=int, default=1, help='crops per step')
     p.add_argument('--compile', default='no', choices=['no','yes','both'], help='with torch.compile?')
     p.add_argument('--layout', default='auto', choices=['auto','contiguous','channels_last'], help="memory order of our network")
-    p.add_argument('--memory-of', help=argparse.SUPPRESS)
+    p.add_argument('--keep', default='ours', choices=['ours','both','none'], help='whose process keeps freed memory (CPU)')
+    p.add_argument('--serve', help=argparse.SUPPRESS)
     return p.parse_args()
 
 def batch(n, bs, device):
@@ -88,25 +90,38 @@ def peak_resident():
     line = next(o for o in open('/proc/self/status') if o.startswith('VmHWM'))
     return int(line.split()[1])*1024
 
-def memory(args):
-    "In the child: peak MB of two steps above the process without a network; MB that autograd kept"
-    name,precision,n,compiled = json.loads(args.memory_of)
+def serve(args):
+    "In a child: says what it is about to do, then times a step for each line that comes in, and at the end tells the memory"
+    name,precision,n,compiled = json.loads(args.serve)
     import monai.losses, monai.networks.nets, kits_nb.training
     from kits_nb.blocks import saved_bytes
-    if args.device == 'cuda':
-        step = STEPS[name](args, precision, n, compiled); step(); torch.cuda.reset_peak_memory_stats(); step()
-        print(json.dumps([torch.cuda.max_memory_allocated()/1e6, 0])); return
+    from kits_nb.network import keep_memory
+    set_precision(precision)
     STEPS[name](args, precision, 16, False)()                            # libraries load their code
+    kept = args.device == 'cpu' and args.keep in dict(kits_nb=('ours','both'), monai=('both',))[name] and keep_memory()
     before = resident()
     step = STEPS[name](args, precision, n, compiled)
-    step(); step()
-    peak = peak_resident()
-    print(json.dumps([(peak - before)/1e6, saved_bytes(step)/1e6]))
+    step()
+    print(json.dumps(kept), flush=True)
+    for _ in sys.stdin: print(json.dumps(seconds(step, args.device)), flush=True)
+    peak = torch.cuda.max_memory_allocated() if args.device == 'cuda' else peak_resident() - before
+    print(json.dumps([peak/1e6, saved_bytes(step)/1e6, gflops(STEPS[name](args, precision, n, False))]), flush=True)
 
-def measure_memory(args, name, precision, n, compiled):
-    cmd = [sys.executable, __file__, '--device', args.device, '--bs', str(args.bs), '--layout', args.layout, '--threads', str(args.threads),
-           '--memory-of', json.dumps([name, precision, n, compiled])]
-    return json.loads(subprocess.run(cmd, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+class Child:
+    "A process that times steps of one network"
+    def __init__(self, args, *what):
+        cmd = [sys.executable, __file__, '--device', args.device, '--bs', str(args.bs), '--layout', args.layout, '--threads', str(args.threads),
+               '--keep', args.keep, '--serve', json.dumps(what)]
+        self.p = subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.kept = self.read()
+
+    def read(self):
+        while line := self.p.stdout.readline():
+            if line[0] in '[0123456789tf': return json.loads(line)
+        raise RuntimeError(f'the process ended with code {self.p.wait()}')
+
+    def step(self): print(file=self.p.stdin, flush=True); return self.read()
+    def finish(self): self.p.stdin.close(); return self.read()
 
 def bandwidth(device, mb=512):
     "Bytes per second of a copy, for the roofline"
@@ -121,20 +136,23 @@ def arithmetic(device, dtype, n=4096):
     times = [seconds(lambda: a @ a, device) for _ in range(7)]
     return 2*n**3/statistics.median(times)
 
-def compare(args, precision, n, compiled):
+def set_precision(precision):
     torch.set_float32_matmul_precision('high' if precision == 'tf32' else 'highest')
     torch.backends.cudnn.allow_tf32 = precision == 'tf32'
-    steps = {k: make(args, precision, n, compiled) for k,make in STEPS.items()}
-    flops = {k: gflops(make(args, precision, n, False)) for k,make in STEPS.items()}
-    for s in steps.values(): s()
-    rounds = [{k: seconds(s, args.device) for k,s in steps.items()} for _ in range(args.rounds)]
-    mem = {k: measure_memory(args, k, precision, n, compiled) for k in STEPS}
+
+def compare(args, precision, n, compiled):
+    children = {k: Child(args, k, precision, n, compiled) for k in STEPS}
+    for c in children.values(): c.step()
+    rounds = [{k: c.step() for k,c in children.items()} for _ in range(args.rounds)]
+    found = {k: c.finish() for k,c in children.items()}
+    peak,kept,flops = ({k: o[i] for k,o in found.items()} for i in range(3))
     mid = {k: statistics.median(o[k] for o in rounds) for k in STEPS}
     ratio = statistics.median(o['kits_nb']/o['monai'] for o in rounds)
     name = f'{n}³ {precision}{" compiled" if compiled else ""}'
-    for k in STEPS: print(f'{name:22} {k:8} {mid[k]:8.3f} s  {flops[k]:7.0f} GFLOP  {1000*mid[k]/flops[k]:6.2f} ms/GFLOP  peak {mem[k][0]:6.0f} MB  kept {mem[k][1]:6.0f} MB')
-    per_flop,peak = ratio*flops['monai']/flops['kits_nb'], mem['kits_nb'][0]/mem['monai'][0]
-    print(f'{name:22} ratio    {ratio:8.3f} of the time, {per_flop:.3f} of the time per GFLOP (target 0.8), {peak:.3f} of the peak memory (target 1.1)', flush=True)
+    for k in STEPS: print(f'{name:22} {k:8} {mid[k]:8.3f} s  {flops[k]:7.0f} GFLOP  {1000*mid[k]/flops[k]:6.2f} ms/GFLOP  peak {peak[k]:6.0f} MB  kept {kept[k]:6.0f} MB')
+    print(f'{name:22} ratio    {ratio:8.3f} of the time, {ratio*flops["monai"]/flops["kits_nb"]:.3f} of the time per GFLOP (target 0.8), '
+          f'{peak["kits_nb"]/peak["monai"]:.3f} of the peak memory (target 1.1)', flush=True)
+    set_precision(precision)
     rate,wire = arithmetic(args.device, torch.bfloat16 if precision == 'bfloat16' else torch.float32), bandwidth(args.device)
     bound = flops['kits_nb']*1e9/rate
     print(f'{name:22} roofline {bound:8.3f} s of arithmetic at {rate/1e9:.0f} GFLOP/s of a matrix product, {wire/1e9:.0f} GB/s of a copy; '
@@ -143,10 +161,10 @@ def compare(args, precision, n, compiled):
 def main():
     args = parse()
     if args.threads: torch.set_num_threads(args.threads)
-    if args.memory_of: return memory(args)
+    if args.serve: return serve(args)
     from importlib.metadata import version
     commit = subprocess.run(['git', '-C', str(Path(__file__).parent), 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip()
-    what = torch.cuda.get_device_name() if args.device == 'cuda' else f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
+    what = torch.cuda.get_device_name() if args.device == 'cuda' else f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, keeps memory: {args.keep}'
     print(f'{what}; torch {torch.__version__}, MONAI {version("monai")}; commit {commit}; medians of {args.rounds} interleaved rounds, batch {args.bs}', flush=True)
     for n in map(int, args.sizes.split(',')):
         for precision in args.precisions.split(','):

@@ -6,10 +6,10 @@ Docs: https://kits-nb.github.io/kits_nb/network.html.md"""
 
 # %% auto #0
 __all__ = ['PRESETS', 'FORMAT', 'NetConfig', 'BoundaryNet', 'count_parameters', 'count_flops', 'record_shapes', 'draw_network',
-           'pick_dtype', 'place', 'save_model', 'load_model']
+           'pick_dtype', 'place', 'keep_memory', 'save_model', 'load_model']
 
 # %% ../nbs/45_network.ipynb #c003
-import json
+import ctypes, json, sys
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -179,14 +179,20 @@ def place(
     net:nn.Module,        # A network
     device,               # Torch device, or its name
     dtype=torch.float32,  # What its convolutions will compute in
-    layout:str='auto',    # 'contiguous', 'channels_last', or the quicker one
-    train:bool=True       # Will it be trained?
+    layout:str='auto'     # 'contiguous', 'channels_last', or the quicker one
 ) -> nn.Module: # The network, moved; raises `CaseError` for another layout
     "Bring a network to its device, in the memory order that is quick there"
     orders = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last_3d)
     if layout != 'auto' and layout not in orders: raise CaseError(f'layout {layout!r}', f'auto, {", ".join(orders)}', 'choose one of these')
-    if layout == 'auto': layout = 'contiguous' if train and dtype == torch.float32 else 'channels_last'
+    if layout == 'auto': layout = 'contiguous' if torch.device(device).type == 'cuda' and dtype == torch.float32 else 'channels_last'
     return net.to(device, memory_format=orders[layout])
+
+# %% ../nbs/45_network.ipynb #n20b7
+def keep_memory() -> bool: # Did it help? Only glibc on Linux can be told
+    "Let the process use its freed memory again in place of giving it back to the system"
+    if not sys.platform.startswith('linux'): return False
+    libc,trim,threshold = ctypes.CDLL(None), -1, -3         # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    return hasattr(libc, 'mallopt') and libc.mallopt(threshold, 2**25) == libc.mallopt(trim, 2**31-1) == 1
 
 # %% ../nbs/45_network.ipynb #c026
 FORMAT = 1   # of config.json
@@ -219,4 +225,4 @@ def load_model(
         raise CaseError(f'weights that do not fit the network ({str(e).splitlines()[0]})', 'the file that was saved with this config.json',
                         'copy the whole folder again', path=weights) from None
     net.meta = cfg['meta']
-    return place(net, device, train=False, layout='channels_last' if torch.device(device).type == 'cpu' else 'contiguous').eval()
+    return place(net, device, layout='channels_last' if torch.device(device).type == 'cpu' else 'contiguous').eval()

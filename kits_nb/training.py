@@ -88,7 +88,7 @@ class Recipe:
 RECIPES = dict(
     tiny = Recipe(PrepareConfig(spacing=(4.,4.,4.)), NetConfig.preset('tiny'),
                   TrainConfig(crop=(32,32,32), bs=1, per_case=5, valid_per_case=10, epochs=10, lr=8e-4, beta2=.99, clip=1., probs=(.6,.1,.3),
-                              intensity=(.03,.005), layout='channels_last')),   # measured: twice as quick for so small a network on two cores
+                              intensity=(.03,.005))),
     paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
                      TrainConfig(crop=(128,128,128), bs=4, per_case=2, lr=2e-4, wd=1e-5, num_workers=8)))
@@ -243,6 +243,7 @@ def make_learner(
     dls = crop_dataloaders(train, valid, cfg.crop, bs=cfg.bs, per_case=cfg.per_case, valid_per_case=cfg.valid_per_case,
         probs=cfg.probs, seed=cfg.seed, num_workers=cfg.num_workers, device=device, augment=cfg.augment,
         intensity=cfg.intensity)
+    if torch.device(device).type == 'cpu': keep_memory()
     net = place(BoundaryNet(recipe.net), device, pick_dtype(cfg.precision, device), cfg.layout)
     recompute_blocks(net, cfg.recompute)
     if cfg.compile: net.compile()      # in place: the names of the weights stay as they are
