@@ -168,7 +168,7 @@ def kits_predict(
     overlap:float=.5,        # Share of a window that the next one covers again; .25 is two to three times quicker
     window:str='',           # Size of a window, voxels; by default the training crop
     no_tta:bool=False,       # Leave out the mean over 8 flips: 8 times quicker
-    batch_size:int=2,        # Windows at once
+    batch_size:int=None,     # Windows at once; by default as many as 64³ voxels hold, at least 2
     precision:str='auto',    # auto, float32, bfloat16 or float16
     device:str='',           # cuda, cuda:1, cpu; by default the GPU if there is one
     overwrite:bool=False,    # Predict again what is there already

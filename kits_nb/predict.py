@@ -6,7 +6,7 @@ Docs: https://kits-nb.github.io/kits_nb/predict.html.md"""
 
 # %% auto #0
 __all__ = ['FLIPS', 'SCALES', 'views', 'mean_of', 'moments', 'PredictConfig', 'device_of', 'make_predictor', 'common_meta',
-           'window_of', 'segment', 'predict_volume', 'memory_bound']
+           'window_of', 'batch_of', 'segment', 'predict_volume', 'memory_bound']
 
 # %% ../nbs/74_predict.ipynb #nf2c9
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class PredictConfig(Config):
     window:tuple|None = None  # Size of a window (D,H,W), voxels of the working grid; None is the model's training crop
     overlap:float = .5        # Share of a window that the next one covers again
     tta:bool = True           # Mean over 8 flips?
-    batch_size:int = 2        # Windows per forward pass; PyTorch's float32 convolutions on a CPU are several times slower with 1
+    batch_size:int|None = None # Windows per forward pass; None is as many as 64³ voxels hold, at least 2
     precision:str = 'auto'    # 'float32', 'bfloat16', 'float16', or the best this device is good at
     skip_air:bool = True      # Keep to the body's box, and answer 0 for windows that hold nothing but air?
     slab:int = 8              # Slices that are resampled at a time
@@ -121,6 +121,13 @@ def window_of(
     if not 0 <= cfg.overlap < 1: raise CaseError(f'an overlap of {cfg.overlap}', 'a share of the window in [0,1)', 'try 0.5')
     return window
 
+def batch_of(
+    window:tuple,                       # (D,H,W)
+    cfg:PredictConfig=PredictConfig()   # Settings
+) -> int: # Windows per forward pass
+    "How many windows go through the network together: small ones do not keep a processor busy"
+    return cfg.batch_size or max(2, 64**3//prod(window))
+
 # %% ../nbs/74_predict.ipynb #n0209
 SCALES = dict(kidney=1/255, tumor=1/255, uncertainty=1/510)   # what one step of a stored map means
 
@@ -135,7 +142,7 @@ def _slabs(models, x, cfg, all_of=sliding_slabs):
     "The windows of a scan x (1,D,H,W) int16 HU on the models' device"
     box = body_box(x[0]) if cfg.skip_air else None
     skip = (only_air if box else lambda w: True) if cfg.skip_air else None
-    return all_of(make_predictor(models, cfg), x, window_of(models, cfg), cfg.overlap, cfg.batch_size, skip=skip, fill=AIR, channels=2 + 2*cfg.uncertainty, box=box)
+    return all_of(make_predictor(models, cfg), x, window_of(models, cfg), cfg.overlap, batch_of(window_of(models, cfg), cfg), skip=skip, fill=AIR, channels=2 + 2*cfg.uncertainty, box=box)
 
 def segment(
     models:list,                       # Networks with `.meta`
@@ -172,6 +179,6 @@ def memory_bound(
     n,m,c = prod(shape), prod(work), 2 + 2*cfg.uncertainty
     files = 1 + cfg.uncertainty + 2*cfg.probabilities
     ring = 4*c*min(window[0], work[0])*work[1]*work[2]
-    windows = prod(window)*(4 + cfg.batch_size*(16 + 16*c))       # weights; int16, HU/1000 and its mirror image; answers and their sum
+    windows = prod(window)*(4 + batch_of(window, cfg)*(16 + 16*c))       # weights; int16, HU/1000 and its mirror image; answers and their sum
     reading = 2*n + 2*m + slab_bytes(shape, work, 1, cfg.slab) + 2*32*shape[1]*shape[2]
     return max(reading, 2*m + ring + files*n + slab_bytes(work, shape, c, cfg.slab) + windows)
