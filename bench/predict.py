@@ -152,16 +152,16 @@ def growth(plot=None, rounds=3):
     for o in rows: print(f'{o["voxels"]/1e6:6.1f} {o["outside"]:14.2f} {o["peak"]/2**20:14.0f} {o["bound"]/2**20:11.0f}')
     fits = {}
     for k,unit in (('outside',1), ('peak',2**20)):
-        y = np.array([o[k] for o in rows])/unit; a = (x @ y)/(x @ x); fits[k] = (x, y, a)
-        slope,start = np.polyfit(x, y, 1); r2 = lambda fit: 1 - ((y-fit)**2).sum()/((y-y.mean())**2).sum()
+        y = np.array([o[k] for o in rows])/unit; a = (x @ y)/(x @ x)
+        slope,start = np.polyfit(x, y, 1); fits[k] = (x, y, *((a, 0) if k == 'outside' else (slope, start))); r2 = lambda fit: 1 - ((y-fit)**2).sum()/((y-y.mean())**2).sum()
         print(f'{k}: {a:.3f} per Mvoxel through the origin, R^2 {r2(a*x):.4f}; {slope:.3f} per Mvoxel from {start:.1f}, R^2 {r2(slope*x+start):.4f}; over a {x.max()/x.min():.0f}-fold range')
     if plot: draw(fits, np.array([o['bound'] for o in rows])/2**20, plot)
 
 def draw(fits, bound, path):
     import matplotlib; matplotlib.use('Agg'); import matplotlib.pyplot as plt
-    fig,axs = plt.subplots(1, 2, figsize=(7,2.6), dpi=80, layout='constrained')
-    for ax,(k,(x,y,a)),label in zip(axs, fits.items(), ('seconds outside the forward pass', 'peak memory (MiB)')):
-        ax.plot([0,x.max()], [0,a*x.max()], color='#0072B2', lw=1, label=f'{a:.3g} per Mvoxel'); ax.plot(x, y, 'o', color='#D55E00', label='measured')
+    fig,axs = plt.subplots(1, 2, figsize=(7.4,2.8), dpi=80, layout='constrained')
+    for ax,(k,(x,y,a,b)),label in zip(axs, fits.items(), ('seconds outside the network', 'peak memory (MiB)')):
+        ax.plot([0,x.max()], [b,a*x.max()+b], color='#0072B2', lw=1, label=f'{a:.2g} per million voxels' + (f', and {b:.0f}' if b else '')); ax.plot(x, y, 'o', color='#D55E00', label='measured')
         if k == 'peak': ax.plot(x, bound, 's--', ms=3, lw=.8, color='.5', label='memory_bound')
         ax.set(xlabel='voxels of the scan (million)', ylabel=label, xlim=(0,None), ylim=(0,None)); ax.legend(fontsize=7)
     fig.savefig(path)
