@@ -153,8 +153,9 @@ def growth(plot=None, rounds=3):
     fits = {}
     for k,unit in (('outside',1), ('peak',2**20)):
         y = np.array([o[k] for o in rows])/unit; a = (x @ y)/(x @ x)
-        slope,start = np.polyfit(x, y, 1); fits[k] = (x, y, *((a, 0) if k == 'outside' else (slope, start))); r2 = lambda fit: 1 - ((y-fit)**2).sum()/((y-y.mean())**2).sum()
+        slope,start = np.polyfit(x, y, 1); r2 = lambda fit: 1 - ((y-fit)**2).sum()/((y-y.mean())**2).sum()
         print(f'{k}: {a:.3f} per Mvoxel through the origin, R^2 {r2(a*x):.4f}; {slope:.3f} per Mvoxel from {start:.1f}, R^2 {r2(slope*x+start):.4f}; over a {x.max()/x.min():.0f}-fold range')
+        fits[k] = (x, y, a, 0) if k == 'outside' else (x, y, slope, start)      # memory has a constant part
     if plot: draw(fits, np.array([o['bound'] for o in rows])/2**20, plot)
 
 def draw(fits, bound, path):

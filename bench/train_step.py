@@ -91,18 +91,18 @@ def peak_resident():
     return int(line.split()[1])*1024
 
 def serve(args):
-    "In a child: says what it is about to do, then times a step for each line that comes in, and at the end tells the memory"
+    "In a child: says when it is ready, then times a step for each line that comes in, and at the end tells memory and arithmetic"
     name,precision,n,compiled = json.loads(args.serve)
     import monai.losses, monai.networks.nets, kits_nb.training
     from kits_nb.blocks import saved_bytes
     from kits_nb.network import keep_memory
     set_precision(precision)
     STEPS[name](args, precision, 16, False)()                            # libraries load their code
-    kept = args.device == 'cpu' and args.keep in dict(kits_nb=('ours','both'), monai=('both',))[name] and keep_memory()
+    if args.device == 'cpu' and args.keep in dict(kits_nb=('ours','both'), monai=('both',))[name]: keep_memory()
     before = resident()
     step = STEPS[name](args, precision, n, compiled)
     step()
-    print(json.dumps(kept), flush=True)
+    print(json.dumps('ready'), flush=True)
     for _ in sys.stdin: print(json.dumps(seconds(step, args.device)), flush=True)
     peak = torch.cuda.max_memory_allocated() if args.device == 'cuda' else peak_resident() - before
     print(json.dumps([peak/1e6, saved_bytes(step)/1e6, gflops(STEPS[name](args, precision, n, False))]), flush=True)
@@ -113,11 +113,11 @@ class Child:
         cmd = [sys.executable, __file__, '--device', args.device, '--bs', str(args.bs), '--layout', args.layout, '--threads', str(args.threads),
                '--keep', args.keep, '--serve', json.dumps(what)]
         self.p = subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.kept = self.read()
+        self.read()                                                          # it is ready
 
     def read(self):
         while line := self.p.stdout.readline():
-            if line[0] in '[0123456789tf': return json.loads(line)
+            if line[0] in '[0123456789"': return json.loads(line)
         raise RuntimeError(f'the process ended with code {self.p.wait()}')
 
     def step(self): print(file=self.p.stdin, flush=True); return self.read()

@@ -142,7 +142,8 @@ def _slabs(models, x, cfg, all_of=sliding_slabs):
     "The windows of a scan x (1,D,H,W) int16 HU on the models' device"
     box = body_box(x[0]) if cfg.skip_air else None
     skip = (only_air if box else lambda w: True) if cfg.skip_air else None
-    return all_of(make_predictor(models, cfg), x, window_of(models, cfg), cfg.overlap, batch_of(window_of(models, cfg), cfg), skip=skip, fill=AIR, channels=2 + 2*cfg.uncertainty, box=box)
+    window = window_of(models, cfg)
+    return all_of(make_predictor(models, cfg), x, window, cfg.overlap, batch_of(window, cfg), skip=skip, fill=AIR, channels=2 + 2*cfg.uncertainty, box=box)
 
 def segment(
     models:list,                       # Networks with `.meta`
