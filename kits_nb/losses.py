@@ -10,14 +10,33 @@ __all__ = ['dice_loss', 'sobel', 'edge_target', 'weighted_bce', 'BoundaryLoss']
 # %% ../nbs/50_losses.ipynb #c003
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 # %% ../nbs/50_losses.ipynb #c004
 from .core import *
 from .volume import *
 
 # %% ../nbs/50_losses.ipynb #c009
-def _full(x): return x.to(torch.promote_types(x.dtype, torch.float32))   # Half becomes float32, double stays
-def _but_class(x): return [d for d in range(x.ndim) if d != 1]           # Batch and space
+def _full(x): return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()   # Half becomes float32, double stays
+def _but_class(x): return [d for d in range(x.ndim) if d != 1]                        # Batch and space
+
+class _DiceSums(Function):
+    "Overlap and sizes of each class, (2,C), of logits x and targets t (B,C,D,H,W)"
+    @staticmethod
+    def forward(ctx, x, t):
+        ctx.save_for_backward(x, t)
+        p = _full(x).sigmoid(); t = t.to(p.dtype)
+        overlap,targs,preds = ((a*b).sum(_but_class(p)) for a,b in ((t,p), (t,t), (p,p)))
+        return torch.stack((overlap, targs + preds))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x,t = ctx.saved_tensors
+        p = _full(x).sigmoid()
+        overlap,sizes = grad.reshape(2, 1, -1, 1, 1, 1)
+        return ((t.to(p.dtype)*overlap + p*(2*sizes))*(p*(1-p))).to(x.dtype), None
 
 def dice_loss(
     logits:Tensor,   # (B,C,D,H,W), before the sigmoid, any float dtype
@@ -26,11 +45,9 @@ def dice_loss(
     pool=None        # Adds sums over processes: `pool_sums` of chapter 57
 ) -> Tensor: # Mean over the classes: a scalar in [0,1], float32
     "Soft Dice loss with squared denominators, summed over the batch"
-    p = _full(logits).sigmoid()
-    t,dims = targ.to(p.dtype), _but_class(p)
-    sums = torch.stack(((t*p).sum(dims), (t*t).sum(dims) + (p*p).sum(dims)))   # (2,C)
+    sums = _DiceSums.apply(logits, targ)                # (2,C)
     overlap,sizes = pool(sums) if pool else sums
-    return (1 - 2*overlap/(sizes + eps)).mean()                          # eq. 1
+    return (1 - 2*overlap/(sizes + eps)).mean()         # eq. 1
 
 # %% ../nbs/50_losses.ipynb #c021
 def _three(x, dim):
@@ -66,6 +83,23 @@ def edge_target(
     return F.max_pool3d(edge.float(), 2*width-1, 1, width-1) > 0
 
 # %% ../nbs/50_losses.ipynb #c041
+class _EntropySums(Function):
+    "Number of the edge voxels of each class, their cross-entropy and that of the others, (3,C), of logits x and edges t (B,C,D,H,W)"
+    @staticmethod
+    def forward(ctx, x, t):
+        ctx.save_for_backward(x, t)
+        x = _full(x); t,p = t.to(x.dtype), x.sigmoid()
+        each = x.clamp(min=0) - torch.maximum(p, 1-p).log() - t*x             # softplus(-x) on edges, softplus(x) elsewhere
+        return torch.stack([o.sum(_but_class(x)) for o in (t, t*each, (1-t)*each)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x,t = ctx.saved_tensors
+        p = _full(x).sigmoid(); t = t.to(p.dtype)
+        _,on,off = grad.reshape(3, 1, -1, 1, 1, 1)
+        return ((off + t*(on-off))*(p-t)).to(x.dtype), None                   # @eq-bcegrad
+
 def weighted_bce(
     logits:Tensor,        # (B,C,D,H,W), before the sigmoid, any float dtype
     edges:Tensor,         # (B,C,D,H,W), bool, or 0 and 1
@@ -74,13 +108,12 @@ def weighted_bce(
 ) -> Tensor: # Mean over the classes: a scalar, float32; raises ValueError for another reduction
     "Cross-entropy in which edge and other voxels weigh the same in total"
     if reduction not in ('mean', 'sum'): raise ValueError(f"found reduction {reduction!r}; expected 'mean' or 'sum'")
-    x = _full(logits)
-    t = edges.to(x.dtype)
-    share = t.mean(_but_class(x), keepdim=True)                                                # (1,C,1,1,1)
-    if pool: share,n = pool(torch.stack((share, torch.ones_like(share)))); share = share/n     # of all processes
+    n,on,off = _EntropySums.apply(logits, edges)                                                # (C,) each
+    classes = logits.shape[1]; share = n.detach()*classes/logits.numel()
+    if pool: share,world = pool(torch.stack((share, torch.ones_like(share)))); share = share/world   # of all processes
     beta = 1 - share
-    loss = F.binary_cross_entropy_with_logits(x, t, (1-beta) + t*(2*beta-1), reduction='sum')   # eq. 2
-    return loss/(x.shape[1] if reduction == 'sum' else x.numel())
+    loss = (beta*on + (1-beta)*off).sum()                                                       # eq. 2
+    return loss/(classes if reduction == 'sum' else logits.numel())
 
 # %% ../nbs/50_losses.ipynb #c055
 class BoundaryLoss(nn.Module):
