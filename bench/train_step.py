@@ -94,7 +94,7 @@ def serve(args):
     "In a child: says when it is ready, then times a step for each line that comes in, and at the end tells memory and arithmetic"
     name,precision,n,compiled = json.loads(args.serve)
     import monai.losses, monai.networks.nets, kits_nb.training
-    from kits_nb.blocks import saved_bytes
+    from kits_nb.layers import saved_bytes
     from kits_nb.network import keep_memory
     set_precision(precision)
     STEPS[name](args, precision, 16, False)()                            # libraries load their code

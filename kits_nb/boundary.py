@@ -13,6 +13,7 @@ from torch import nn, Tensor
 import torch.nn.functional as F
 
 # %% ../nbs/40_boundary.ipynb #c004
+from .layers import *
 from .blocks import *
 
 # %% ../nbs/40_boundary.ipynb #n4ae1

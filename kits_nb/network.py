@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 # %% ../nbs/45_network.ipynb #c004
 from .core import *
+from .layers import *
 from .blocks import *
 from .boundary import *
 import kits_nb

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 # %% ../nbs/70_planning.ipynb #n39c9
 from .core import *
+from .layers import *
 from .blocks import *
 from .network import *
 from .losses import *
