@@ -79,7 +79,9 @@ class BoundaryStream(nn.Module):
     def forward(self,
         outs:list # The encoder's levels, finest first
     ) -> tuple: # (edge logits (B,no,D,H,W), attention maps from coarse to fine)
-        s = self.start(torch.cat([upsample(outs[-1]), outs[-2]], 1))   # (B,64,D/4,H/4,W/4)
+        (mix,block),bottom,level = self.start, outs[-1], outs[-2]
+        w,n = mix.weight, bottom.shape[1]                              # (64,192,1,1,1), 128
+        s = block(upsample(F.conv3d(bottom, w[:,:n])).add_(F.conv3d(level, w[:,n:])))   # (B,64,D/4,H/4,W/4)
         maps = []
         for i,(gate,m) in enumerate(zip(self.gates, reversed(outs[:-1]))):
             if i: s = upsample(self.steps[i-1](s))                     # features halve, sides double

@@ -19,6 +19,7 @@ from .volume import *
 
 # %% ../nbs/50_losses.ipynb #c009
 def _full(x): return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()   # Half becomes float32, double stays
+def _numbers(t, x): return (t.view(torch.uint8) if t.dtype == torch.bool else t).to(x.dtype)   # Bytes are quicker to convert
 def _but_class(x): return [d for d in range(x.ndim) if d != 1]                        # Batch and space
 
 class _DiceSums(Function):
@@ -26,7 +27,7 @@ class _DiceSums(Function):
     @staticmethod
     def forward(ctx, x, t):
         ctx.save_for_backward(x, t)
-        p = _full(x).sigmoid(); t = t.to(p.dtype)
+        p = _full(x).sigmoid(); t = _numbers(t, p)
         overlap,targs,preds = ((a*b).sum(_but_class(p)) for a,b in ((t,p), (t,t), (p,p)))
         return torch.stack((overlap, targs + preds))
 
@@ -36,7 +37,7 @@ class _DiceSums(Function):
         x,t = ctx.saved_tensors
         p = _full(x).sigmoid()
         overlap,sizes = grad.reshape(2, 1, -1, 1, 1, 1)
-        return ((t.to(p.dtype)*overlap + p*(2*sizes))*(p*(1-p))).to(x.dtype), None
+        return ((_numbers(t, p)*overlap + p*(2*sizes))*(p*(1-p))).to(x.dtype), None
 
 def dice_loss(
     logits:Tensor,   # (B,C,D,H,W), before the sigmoid, any float dtype
@@ -88,7 +89,7 @@ class _EntropySums(Function):
     @staticmethod
     def forward(ctx, x, t):
         ctx.save_for_backward(x, t)
-        x = _full(x); t,p = t.to(x.dtype), x.sigmoid()
+        x = _full(x); t,p = _numbers(t, x), x.sigmoid()
         each = x.clamp(min=0) - torch.maximum(p, 1-p).log() - t*x             # softplus(-x) on edges, softplus(x) elsewhere
         return torch.stack([o.sum(_but_class(x)) for o in (t, t*each, (1-t)*each)])
 
@@ -96,7 +97,7 @@ class _EntropySums(Function):
     @once_differentiable
     def backward(ctx, grad):
         x,t = ctx.saved_tensors
-        p = _full(x).sigmoid(); t = t.to(p.dtype)
+        p = _full(x).sigmoid(); t = _numbers(t, p)
         _,on,off = grad.reshape(3, 1, -1, 1, 1, 1)
         return ((off + t*(on-off))*(p-t)).to(x.dtype), None                   # @eq-bcegrad
 

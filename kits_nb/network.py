@@ -11,13 +11,13 @@ __all__ = ['PRESETS', 'FORMAT', 'NetConfig', 'BoundaryNet', 'count_parameters', 
 # %% ../nbs/45_network.ipynb #c003
 import ctypes, json, sys
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/45_network.ipynb #c004
 from .core import *
@@ -104,14 +104,8 @@ def count_flops(
 ) -> int: # Multiplications and additions in all convolutions of one forward pass
     "Arithmetic of one crop"
     with torch.device('meta'): net,x = BoundaryNet(cfg), torch.empty(1, cfg.in_channels, *size)
-    total = 0
-    def count(m, _, y):
-        nonlocal total
-        total += 2*y.numel()*prod(m.weight.shape[1:])
-    for m in net.modules():
-        if isinstance(m, nn.Conv3d): m.register_forward_hook(count)
-    with torch.no_grad(): net(x)
-    return total
+    with FlopCounterMode(display=False) as counter, torch.no_grad(): net(x)
+    return counter.get_total_flops()
 
 # %% ../nbs/45_network.ipynb #c018
 def record_shapes(
