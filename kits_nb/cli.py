@@ -119,6 +119,7 @@ def kits_train(
     crop:str=None,         # Size of a crop, voxels: 48, or 32,48,48
     per_case:int=None,     # Crops of each case in an epoch
     probs:str=None,        # Share of crops centred on tumor, any foreground, background: .8,.1,.1
+    jitter:float=None,     # How far a crop may move off its centre voxel, as a share of half its size: 0 to .99
     intensity:str=None,    # Largest random change of scale, and largest shift in HU/1000: .1,.1
     fold:int=None,         # The fold that is held out
     n_folds:int=None,      # Folds in all
@@ -138,7 +139,7 @@ def kits_train(
         from kits_nb.ddp import launch, run_processes, world
         from kits_nb.ensemble import fold_list, train_folds
         from kits_nb.training import get_recipe, train
-        changes = dict(epochs=epochs, lr=lr, bs=bs, crop=crop and three(crop, int), per_case=per_case, probs=probs and shares(probs),
+        changes = dict(epochs=epochs, lr=lr, bs=bs, crop=crop and three(crop, int), per_case=per_case, probs=probs and shares(probs), jitter=jitter,
                        intensity=intensity and pair(intensity), fold=fold, n_folds=n_folds, seed=seed, num_workers=num_workers,
                        precision=precision, compile=compile or None, recompute=recompute or None)
         if processes > 1 and world()[1] == 1:

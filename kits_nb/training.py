@@ -49,6 +49,7 @@ class TrainConfig(Config):
     beta2:float = .999           # Adam's memory of squared gradients
     clip:float = 0.              # Largest norm of a step's gradient; 0: any
     probs:tuple = (.8,.1,.1)     # Crops centred on tumor, any foreground, background
+    jitter:float = 0.            # How far a crop may move off its centre, as a share of half its size
     edge_width:int = 1           # Width of the boundary target, voxels
     weights:tuple = (1.,1.,1.)   # Of Dice, boundary Dice, boundary cross-entropy
     augment:bool = True          # Random flips and intensities?
@@ -87,7 +88,7 @@ class Recipe:
 # %% ../nbs/60_training.ipynb #c010
 RECIPES = dict(
     tiny = Recipe(PrepareConfig(spacing=(4.,4.,4.)), NetConfig.preset('tiny'),
-                  TrainConfig(crop=(32,32,32), bs=1, per_case=5, valid_per_case=10, epochs=10, lr=8e-4, beta2=.99, clip=1., probs=(.6,.1,.3),
+                  TrainConfig(crop=(32,32,32), bs=1, per_case=5, valid_per_case=10, epochs=10, lr=8e-4, beta2=.99, clip=1., probs=(.6,.1,.3), jitter=.7,
                               intensity=(.03,.005))),
     paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
@@ -241,7 +242,7 @@ def make_learner(
     cfg,device = recipe.train, device or default_device()
     set_seed(cfg.seed)
     dls = crop_dataloaders(train, valid, cfg.crop, bs=cfg.bs, per_case=cfg.per_case, valid_per_case=cfg.valid_per_case,
-        probs=cfg.probs, seed=cfg.seed, num_workers=cfg.num_workers, device=device, augment=cfg.augment,
+        probs=cfg.probs, jitter=cfg.jitter, seed=cfg.seed, num_workers=cfg.num_workers, device=device, augment=cfg.augment,
         intensity=cfg.intensity)
     if torch.device(device).type == 'cpu': keep_memory()
     net = place(BoundaryNet(recipe.net), device, pick_dtype(cfg.precision, device), cfg.layout)
