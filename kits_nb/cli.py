@@ -29,6 +29,9 @@ def plain_errors():
     try: yield
     except CaseError as e: sys.exit(f'error: {e}')
     except KeyboardInterrupt: sys.exit('stopped')
+    except BrokenPipeError:                                # `| head` has read enough: nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)       # what is still to be flushed at the end goes nowhere
+        sys.exit(141)                                      # as a program that the signal SIGPIPE ends
 
 def finish(outcome):
     "Print what became of a batch; exit code 1 if any case failed"
