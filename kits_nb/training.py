@@ -88,7 +88,7 @@ class Recipe:
 # %% ../nbs/60_training.ipynb #c010
 RECIPES = dict(
     tiny = Recipe(PrepareConfig(spacing=(4.,4.,4.)), NetConfig.preset('tiny'),
-                  TrainConfig(crop=(32,32,32), bs=1, per_case=5, valid_per_case=10, epochs=10, lr=8e-4, beta2=.99, clip=1., probs=(.6,.1,.3), jitter=.7,
+                  TrainConfig(crop=(32,32,32), bs=1, per_case=5, valid_per_case=10, epochs=10, lr=8e-4, beta2=.99, clip=1., probs=(.6,.1,.3), jitter=.4,
                               intensity=(.03,.005))),
     paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
