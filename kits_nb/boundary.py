@@ -20,6 +20,9 @@ from .blocks import *
 def _wide(alpha, s): # (B,1,D,H,W) -> the same for each feature, where that is quicker
     return alpha.expand_as(s).contiguous(memory_format=torch.channels_last_3d) if is_unvectorized(s) else alpha
 
+def _over_features(x): # (B,C,D,H,W) -> (B,1,D,H,W), the sum; a mixture with weights of one, where that is quicker
+    return mix(x, x.new_ones(1, x.shape[1], 1, 1, 1)) if is_unvectorized(x) else x.sum(1, keepdim=True)
+
 class Gated(torch.autograd.Function):
     "Features times a map; what is kept of the map has one channel"
     @staticmethod
@@ -31,7 +34,7 @@ class Gated(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         s,alpha = ctx.saved_tensors
-        return g*_wide(alpha, s), (g*s).sum(1, keepdim=True)
+        return g*_wide(alpha, s), _over_features(g*s)
 
 def gated(
     s:Tensor,    # Features (B,C,D,H,W)
@@ -49,7 +52,7 @@ class AttentionGate(nn.Module):
     ):
         super().__init__()
         self.conv_s,self.conv_m = conv3(ns, ns), conv3(nm, ns)
-        self.to_map = nn.Conv3d(ns, 1, 1)
+        self.to_map = conv1(ns, 1, bias=True)
 
     def forward(self,
         s:Tensor, # Boundary features (B,ns,D,H,W)
@@ -74,14 +77,14 @@ class BoundaryStream(nn.Module):
         self.start = nn.Sequential(conv1(3*w, w), ResBlock(w, groups)) # 2w from the bottom, w from the level above
         self.gates = nn.ModuleList([AttentionGate(w, w) for w in widths])
         self.steps = nn.ModuleList([conv1(a, b) for a,b in zip(widths, widths[1:])])
-        self.norm,self.head = norm(widths[-1], groups), nn.Conv3d(widths[-1], no, 1)
+        self.norm,self.head = norm(widths[-1], groups), conv1(widths[-1], no, bias=True)
 
     def forward(self,
         outs:list # The encoder's levels, finest first
     ) -> tuple: # (edge logits (B,no,D,H,W), attention maps from coarse to fine)
-        (mix,block),bottom,level = self.start, outs[-1], outs[-2]
-        w,n = mix.weight, bottom.shape[1]                              # (64,192,1,1,1), 128
-        s = block(upsample(F.conv3d(bottom, w[:,:n])).add_(F.conv3d(level, w[:,n:])))   # (B,64,D/4,H/4,W/4)
+        (narrow,block),bottom,level = self.start, outs[-1], outs[-2]
+        w,n = narrow.weight, bottom.shape[1]                              # (64,192,1,1,1), 128
+        s = block(upsample(mix(bottom, w[:,:n])).add_(mix(level, w[:,n:])))   # (B,64,D/4,H/4,W/4)
         maps = []
         for i,(gate,m) in enumerate(zip(self.gates, reversed(outs[:-1]))):
             if i: s = upsample(self.steps[i-1](s))                     # features halve, sides double

@@ -28,8 +28,7 @@ class _DiceSums(Function):
     def forward(ctx, x, t):
         ctx.save_for_backward(x, t)
         p = _full(x).sigmoid(); t = _numbers(t, p)
-        overlap,targs,preds = ((a*b).sum(_but_class(p)) for a,b in ((t,p), (t,t), (p,p)))
-        return torch.stack((overlap, targs + preds))
+        return torch.stack([o.sum(_but_class(p)) for o in (t*p, torch.addcmul(t, p, p))])      # t is its own square
 
     @staticmethod
     @once_differentiable
@@ -37,7 +36,7 @@ class _DiceSums(Function):
         x,t = ctx.saved_tensors
         p = _full(x).sigmoid()
         overlap,sizes = grad.reshape(2, 1, -1, 1, 1, 1)
-        return ((_numbers(t, p)*overlap + p*(2*sizes))*(p*(1-p))).to(x.dtype), None
+        return (_numbers(t, p)*overlap).addcmul_(p, 2*sizes).mul_(torch.addcmul(p, p, p, value=-1)).to(x.dtype), None
 
 def dice_loss(
     logits:Tensor,   # (B,C,D,H,W), before the sigmoid, any float dtype
@@ -90,8 +89,9 @@ class _EntropySums(Function):
     def forward(ctx, x, t):
         ctx.save_for_backward(x, t)
         x = _full(x); t,p = _numbers(t, x), x.sigmoid()
-        each = x.clamp(min=0) - torch.maximum(p, 1-p).log() - t*x             # softplus(-x) on edges, softplus(x) elsewhere
-        return torch.stack([o.sum(_but_class(x)) for o in (t, t*each, (1-t)*each)])
+        each = x.clamp(min=0).sub_(torch.maximum(p, 1-p).log_()).addcmul_(t, x, value=-1)      # softplus(-x) on edges, softplus(x) elsewhere
+        on = t*each
+        return torch.stack([o.sum(_but_class(x)) for o in (t, on, each.sub_(on))])
 
     @staticmethod
     @once_differentiable
@@ -99,7 +99,7 @@ class _EntropySums(Function):
         x,t = ctx.saved_tensors
         p = _full(x).sigmoid(); t = _numbers(t, p)
         _,on,off = grad.reshape(3, 1, -1, 1, 1, 1)
-        return ((off + t*(on-off))*(p-t)).to(x.dtype), None                   # @eq-bcegrad
+        return torch.addcmul(off, t, on-off).mul_(p.sub_(t)).to(x.dtype), None                 # @eq-bcegrad
 
 def weighted_bce(
     logits:Tensor,        # (B,C,D,H,W), before the sigmoid, any float dtype

@@ -66,7 +66,7 @@ class BoundaryNet(nn.Module):
         self.decoder = Decoder(cfg.filters, cfg.blocks_up, cfg.groups)
         self.boundary = BoundaryStream(cfg.filters, levels, cfg.out_channels, cfg.groups) if cfg.boundary else None
         self.norm = norm(cfg.filters, cfg.groups)
-        self.head = nn.Conv3d(cfg.filters + cfg.out_channels*cfg.boundary, cfg.out_channels, 1)
+        self.head = conv1(cfg.filters + cfg.out_channels*cfg.boundary, cfg.out_channels, bias=True)
 
     def forward(self,
         x:Tensor,        # CT crop (B,1,D,H,W), HU/1000 in [-1,1]
@@ -78,7 +78,7 @@ class BoundaryNet(nn.Module):
         seg = norm_relu_conv(y, self.norm, self.head, w[:,:y.shape[1]])                  # (B,2,D,H,W)
         if self.boundary is None: return (seg, None, []) if maps else (seg, None)
         edge,alphas = self.boundary(outs)                       # (B,2,D,H,W)
-        seg = seg + F.conv3d(edge, w[:,y.shape[1]:])            # as if they had been concatenated
+        seg = seg + mix(edge, w[:,y.shape[1]:])                 # as if they had been concatenated
         return (seg, edge, alphas) if maps else (seg, edge)
 
     def _window(self, x):
