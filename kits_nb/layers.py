@@ -6,7 +6,7 @@ Docs: https://kits-nb.github.io/kits_nb/layers.html.md"""
 
 # %% auto #0
 __all__ = ['is_matrix', 'mix_backward', 'Mix', 'mix', 'Conv1', 'conv1', 'is_slow', 'halve', 'stack', 'unstack', 'is_unsafe',
-           'is_large', 'slabs', 'weight_grad', 'LargeConv', 'Conv3', 'conv3', 'norm', 'feature_sums', 'moments',
+           'is_large', 'slabs', 'weight_grad', 'LargeConv', 'Conv3', 'conv3', 'norm', 'feature_sums', 'moments', 'line',
            'norm_relu', 'norm_backward', 'is_unvectorized', 'NormReluConv', 'norm_relu_conv', 'saved_bytes']
 
 # %% ../nbs/33_layers.ipynb #a003
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# %% ../nbs/33_layers.ipynb #1e534083
+# %% ../nbs/33_layers.ipynb #805639c1
 def _conv_args(weight, stride=1): return [stride]*3, [k//2 for k in weight.shape[2:]], [1]*3, False, [0]*3, 1   # stride, padding, dilation, ...
 
 def is_matrix(
@@ -111,8 +111,9 @@ def is_unsafe(
     x:Tensor,          # Input of a 3x3x3 convolution (B,C,D,H,W)
     dtype:torch.dtype  # What it would be computed in
 ) -> bool: # Would the gradient of its weight be wrong?
-    "Two slices in bfloat16 on a CPU"
-    return x.device.type == 'cpu' and dtype == torch.bfloat16 and x.shape[2] == 2
+    "Two slices, or few and wide ones, in bfloat16 on a CPU"
+    d,h,w = x.shape[2:]
+    return x.device.type == 'cpu' and dtype == torch.bfloat16 and (d == 2 or (d <= 10 and h*w >= 32**2))
 
 # %% ../nbs/33_layers.ipynb #a011
 def is_large(
@@ -201,7 +202,7 @@ def feature_sums(
     def of(g, x): return torch.ops.aten.native_group_norm_backward(g, x, zero, one, one[0], 1, c, prod(space), c, [False,True,True])[1:]
     return tuple(torch.stack(o) for o in zip(*(of(*o) for o in zip(g.split(1), x.split(1)))))
 
-def _spread(v, x): return v.float().repeat_interleave(x.shape[1]//v.shape[1], 1)            # (B,G) -> (B,C)
+def _spread(v, gamma): return v.float().repeat_interleave(len(gamma)//v.shape[1], 1)        # (B,G) -> (B,C)
 def _pool(v, groups): return v.unflatten(1, (groups, -1)).sum(2)                            # (B,C) -> (B,G)
 
 def moments(
@@ -213,22 +214,30 @@ def moments(
     squares,sums = (_pool(o, groups)*groups/x[0].numel() for o in feature_sums(x, x))
     return sums, ((squares - sums*sums).clamp(min=0) + eps).rsqrt()
 
-def _rows(v, x):
-    "Numbers (B,C) repeated along W in the memory order of x, so that the processor's loops are long"
-    shape = (*x.shape[:2], 1, 1, x.shape[-1])
-    order = torch.contiguous_format if x.is_contiguous() else torch.channels_last_3d
-    return v[:,:,None,None,None].to(x.dtype).expand(shape).contiguous(memory_format=order)
-
-def norm_relu(
-    x:Tensor,      # (B,C,D,H,W)
+def line(
     mean:Tensor,   # Of each sample and group (B,G)
     rstd:Tensor,   # One over the standard deviation (B,G)
     gamma:Tensor,  # Factor of each feature (C,)
     beta:Tensor    # Summand of each feature (C,)
+) -> tuple: # (k, b), each (B,C), float32
+    "A normalisation whose moments are known is kx + b"
+    k = _spread(rstd, gamma)*gamma
+    return k, beta - _spread(mean, gamma)*k
+
+def _rows(x, *vs):
+    "Numbers (B,C) repeated along W in the memory order of x, each (B,C,1,1,W), so that the processor's loops are long"
+    v,w = torch.stack(vs).to(x.dtype), x.shape[-1]
+    if x.is_contiguous(): v = v[...,None].expand(*v.shape, w).contiguous()
+    else: v = v[:,:,None].expand(*v.shape[:2], w, -1).contiguous().mT
+    return v[:,:,:,None,None].unbind()
+
+def norm_relu(
+    x:Tensor, # (B,C,D,H,W)
+    k:Tensor, # Of `line` (B,C)
+    b:Tensor  # Of `line` (B,C)
 ) -> Tensor: # (B,C,D,H,W)
     "The ReLU of a normalisation whose moments are known"
-    k = _spread(rstd, x)*gamma
-    k,b,h = _rows(k, x), _rows(beta - _spread(mean, x)*k, x), torch.empty_like(x)
+    (k,b),h = _rows(x, k, b), torch.empty_like(x)
     n = max(1, 2**19//x[0,:,0].nbytes) if x.device.type == 'cpu' else x.shape[2]   # slices of half a megabyte are still in the cache for the ReLU
     for part,out in zip(x.split(n, 2), h.split(n, 2)): torch.addcmul(b, part, k, out=out).relu_()   # @eq-groupnorm
     return h
@@ -243,14 +252,14 @@ def norm_backward(
 ) -> tuple: # Gradients of x (B,C,D,H,W), gamma (C,) and beta (C,)
     "Backward of group normalisation for any memory order"
     groups,n = mean.shape[1], x[0].numel()//mean.shape[1]
-    def mean_of(v): return _spread(_pool(v, groups), x)/n
-    m,r,k = _spread(mean, x), _spread(rstd, x), gamma.float()
+    def mean_of(v): return _spread(_pool(v, groups), gamma)/n
+    m,r,k = _spread(mean, gamma), _spread(rstd, gamma), gamma.float()
     sum_gx,sum_g = feature_sums(g, x)
     sum_gx = (sum_gx - m*sum_g)*r                                               # of g times the normalised x
     u,v = mean_of(k*sum_g), mean_of(k*sum_gx)
     b = -v*r*r
-    dx = torch.addcmul(_rows(-u*r - b*m, x), x, _rows(b, x), out=out).addcmul_(g, _rows(k*r, x))   # @eq-normgrad
-    return dx, sum_gx.sum(0), sum_g.sum(0)
+    a,b,c = _rows(x, k*r, b, -u*r - b*m)
+    return torch.addcmul(c, x, b, out=out).addcmul_(g, a), sum_gx.sum(0), sum_g.sum(0)             # @eq-normgrad
 
 # %% ../nbs/33_layers.ipynb #n6602
 def is_unvectorized(
@@ -263,12 +272,12 @@ def is_unvectorized(
 def _exact(x, gamma): return x if x.device.type == 'cpu' else x.to(torch.promote_types(x.dtype, gamma.dtype))   # autocast on a GPU normalises in float32
 
 def _norm_relu(x, gamma, beta, groups, eps):
-    "The ReLU of the normalised x, its mean and deviation: the quicker of PyTorch's code and ours"
-    if not is_unvectorized(x):
-        h,mean,rstd = torch.native_group_norm(x, gamma, beta, *x.shape[:2], x[0,0].numel(), groups, eps)
-        return h.relu_(), mean, rstd
-    mean,rstd = moments(x, groups, eps)
-    return norm_relu(x, mean, rstd, gamma, beta), mean, rstd
+    "The ReLU of the normalised x, mean and deviation, k and b: the quicker of PyTorch's code and ours"
+    if is_unvectorized(x):
+        mean,rstd = moments(x, groups, eps); k,b = line(mean, rstd, gamma, beta)
+        return norm_relu(x, k, b), mean, rstd, k, b
+    h,mean,rstd = torch.native_group_norm(x, gamma, beta, *x.shape[:2], x[0,0].numel(), groups, eps)
+    return h.relu_(), mean, rstd, *line(mean, rstd, gamma, beta)
 
 def _norm_backward(g, x, mean, rstd, gamma, out):
     "On a CPU ours, written to memory that nobody needs any more; elsewhere PyTorch's"
@@ -293,8 +302,8 @@ class NormReluConv(Function):
     "conv(relu(norm(x))) that remembers x alone"
     @staticmethod
     def forward(ctx, x, gamma, beta, weight, bias, groups, eps, dtype):
-        h,mean,rstd = _norm_relu(_exact(x, gamma), gamma, beta, groups, eps)
-        ctx.save_for_backward(x, gamma, beta, mean, rstd, weight)
+        h,*moments = _norm_relu(_exact(x, gamma), gamma, beta, groups, eps)
+        ctx.save_for_backward(x, gamma, *moments, weight)
         ctx.args = dtype, bias is not None
         h,w = h.to(dtype), weight.to(dtype)
         if w.shape[2] == 3 and is_slow(h): return unstack(F.conv3d(halve(h), w, bias, 1, (0,1,1)))
@@ -304,11 +313,11 @@ class NormReluConv(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x,gamma,beta,mean,rstd,weight = ctx.saved_tensors
+        x,gamma,mean,rstd,k,b,weight = ctx.saved_tensors
         dtype,bias = ctx.args
         if is_unsafe(x, dtype): dtype = torch.float32
         exact = _exact(x, gamma)
-        h = norm_relu(exact, mean, rstd, gamma, beta)
+        h = norm_relu(exact, k, b)
         gh,gw,gb = _conv_backward(g.to(dtype), h.to(dtype), weight.to(dtype), bias)
         gz = gh.to(h.dtype)
         torch.ops.aten.threshold_backward.grad_input(gz, h, 0, grad_input=gz)      # nothing passes where the ReLU was closed
