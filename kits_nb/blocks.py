@@ -12,6 +12,7 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 from contextlib import nullcontext
+from functools import lru_cache
 from math import prod
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -85,6 +86,7 @@ def receptive_field(
     return size
 
 # %% ../nbs/35_blocks.ipynb #b024
+@lru_cache
 def stretch(
     n:int # Voxels along an axis
 ) -> Tensor: # (2n,n)

@@ -6,19 +6,20 @@ Docs: https://kits-nb.github.io/kits_nb/layers.html.md"""
 
 # %% auto #0
 __all__ = ['is_matrix', 'mix_backward', 'Mix', 'mix', 'Conv1', 'conv1', 'is_slow', 'halve', 'stack', 'unstack', 'is_unsafe',
-           'is_large', 'slabs', 'weight_grad', 'LargeConv', 'Conv3', 'conv3', 'norm', 'feature_sums', 'moments', 'line',
-           'norm_relu', 'norm_backward', 'is_unvectorized', 'NormReluConv', 'norm_relu_conv', 'saved_bytes']
+           'is_large', 'slabs', 'weight_grad', 'LargeConv', 'Conv3', 'conv3', 'norm', 'is_small', 'feature_sums',
+           'moments', 'line', 'norm_relu', 'norm_backward', 'is_unvectorized', 'NormReluConv', 'norm_relu_conv',
+           'saved_bytes']
 
 # %% ../nbs/33_layers.ipynb #a003
 from contextlib import nullcontext
-from math import prod
+from math import gcd, prod
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# %% ../nbs/33_layers.ipynb #5a4bbdd6
+# %% ../nbs/33_layers.ipynb #dd3ed635
 def _conv_args(weight, stride=1): return [stride]*3, [k//2 for k in weight.shape[2:]], [1]*3, False, [0]*3, 1   # stride, padding, dilation, ...
 
 def is_matrix(
@@ -192,15 +193,26 @@ def norm(
     return nn.GroupNorm(groups, n)
 
 # %% ../nbs/33_layers.ipynb #neb6e
+def is_small(
+    x:Tensor # (B,C,D,H,W)
+) -> bool: # Is one call that is easily said quicker than several that are clever?
+    "A quarter of a million numbers"
+    return x.numel() < 2**18
+
 def feature_sums(
     g:Tensor, # (B,C,D,H,W)
     x:Tensor  # (B,C,D,H,W)
 ) -> tuple: # (of g times x, of g), each (B,C), float32
     "Sums over space, by PyTorch's gradients of a normalisation's factor and summand"
-    (_,c,*space),exact = x.shape, torch.promote_types(x.dtype, torch.float32)
+    n,exact = 1, torch.promote_types(x.dtype, torch.float32)
+    if is_small(x): g,x = g.to(exact), x.to(exact); return (g*x).sum((2,3,4)), g.sum((2,3,4))
+    if is_matrix(x) and is_matrix(g):                                          # neighbours along W as more features: its loops go over these
+        n = gcd(x.shape[-1], max(1, 64//x.shape[1]))
+        g,x = (o.movedim(1, -1).unflatten(3, (-1, n)).flatten(4).movedim(-1, 1) for o in (g, x))
+    (b,c),size = x.shape[:2], x[0,0].numel()
     zero,one = (torch.full((1,c), v, dtype=exact, device=x.device) for v in (0,1))
-    def of(g, x): return torch.ops.aten.native_group_norm_backward(g, x, zero, one, one[0], 1, c, prod(space), c, [False,True,True])[1:]
-    return tuple(torch.stack(o) for o in zip(*(of(*o) for o in zip(g.split(1), x.split(1)))))
+    def of(g, x): return torch.ops.aten.native_group_norm_backward(g, x, zero, one, one[0], 1, c, size, c, [False,True,True])[1:]
+    return tuple(torch.stack(o).view(b, n, c//n).sum(1) for o in zip(*(of(*o) for o in zip(g.split(1), x.split(1)))))
 
 def _spread(v, gamma): return v.float().repeat_interleave(len(gamma)//v.shape[1], 1)        # (B,G) -> (B,C)
 def _pool(v, groups): return v.unflatten(1, (groups, -1)).sum(2)                            # (B,C) -> (B,G)
@@ -273,7 +285,7 @@ def _exact(x, gamma): return x if x.device.type == 'cpu' else x.to(torch.promote
 
 def _norm_relu(x, gamma, beta, groups, eps):
     "The ReLU of the normalised x, mean and deviation, k and b: the quicker of PyTorch's code and ours"
-    if is_unvectorized(x):
+    if is_unvectorized(x) and (x.shape[1] % 16 or not is_small(x)):
         mean,rstd = moments(x, groups, eps); k,b = line(mean, rstd, gamma, beta)
         return norm_relu(x, k, b), mean, rstd, k, b
     h,mean,rstd = torch.native_group_norm(x, gamma, beta, *x.shape[:2], x[0,0].numel(), groups, eps)
