@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# %% ../nbs/33_layers.ipynb #dd3ed635
+# %% ../nbs/33_layers.ipynb #39f1c288
 def _conv_args(weight, stride=1): return [stride]*3, [k//2 for k in weight.shape[2:]], [1]*3, False, [0]*3, 1   # stride, padding, dilation, ...
 
 def is_matrix(
