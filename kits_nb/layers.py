@@ -36,14 +36,13 @@ def mix_backward(
     g:Tensor,      # Gradient of the output (B,C',D,H,W)
     x:Tensor,      # Input of a 1x1x1 convolution (B,C,D,H,W)
     weight:Tensor, # Its weight (C',C,1,1,1)
-) -> tuple: # Gradients of x, of the weight in float32, and of a bias (C',)
+) -> tuple: # Gradients of x, and of the weight (C',C,1,1,1), float32 or better
     "The products of @eq-mix"
     def slices(t): return t.movedim(1, -1).flatten(2, 3).flatten(0, 1)         # (B*D,H*W,C)
     g = g.contiguous(memory_format=torch.channels_last_3d)
     if x.dtype == torch.float32: gx = (g.movedim(1, -1) @ weight.flatten(1)).movedim(-1, 1)
     else: gx = torch.ops.aten.convolution_backward(g, x, weight, None, *_conv_args(weight), [True,False,False])[0]
-    gw = (slices(g).mT @ slices(x)).sum(0, dtype=torch.float32).view_as(weight)     # @eq-mix
-    return gx, gw, g.sum((0,2,3,4))
+    return gx, (slices(g).mT @ slices(x)).sum(0, dtype=torch.promote_types(x.dtype, torch.float32)).view_as(weight)   # @eq-mix
 
 class Mix(Function):
     "A 1x1x1 convolution as products of matrices"
@@ -56,8 +55,8 @@ class Mix(Function):
     @once_differentiable
     def backward(ctx, g):
         x,weight = ctx.saved_tensors
-        gx,gw,gb = mix_backward(g, x, weight)
-        return gx, gw.to(weight.dtype), gb if ctx.bias else None
+        gx,gw = mix_backward(g, x, weight)
+        return gx, gw.to(weight.dtype), g.sum((0,2,3,4)) if ctx.bias else None
 
 def mix(
     x:Tensor,             # (B,C,D,H,W)
@@ -195,8 +194,8 @@ def norm(
 # %% ../nbs/33_layers.ipynb #neb6e
 def is_small(
     x:Tensor # (B,C,D,H,W)
-) -> bool: # Is one call that is easily said quicker than several that are clever?
-    "A quarter of a million numbers"
+) -> bool: # Is the plain sum over space the quicker one?
+    "Less than a quarter of a million numbers"
     return x.numel() < 2**18
 
 def feature_sums(
@@ -301,7 +300,7 @@ def _conv_backward(g, h, weight, bias):
     def back(g, h, pad):
         args = _conv_args(weight)
         return torch.ops.aten.convolution_backward(g, h, weight, [len(weight)] if bias else None, args[0], pad, *args[2:], [True,True,bias])
-    if weight.shape[2] == 1 and is_matrix(h): return mix_backward(g, h, weight)
+    if weight.shape[2] == 1 and is_matrix(h): return *mix_backward(g, h, weight), g.sum((0,2,3,4)) if bias else None
     if weight.shape[2] == 3 and is_large(h, len(weight)) and not bias: return _input_grad(g, h, weight), weight_grad(g, h, weight), None
     if weight.shape[2] == 1 or not is_slow(h): return back(g, h, _conv_args(weight)[1])
     gh,gw,gb = back(stack(g), halve(h), [0,1,1])
@@ -314,8 +313,8 @@ class NormReluConv(Function):
     "conv(relu(norm(x))) that remembers x alone"
     @staticmethod
     def forward(ctx, x, gamma, beta, weight, bias, groups, eps, dtype):
-        h,*moments = _norm_relu(_exact(x, gamma), gamma, beta, groups, eps)
-        ctx.save_for_backward(x, gamma, *moments, weight)
+        h,*known = _norm_relu(_exact(x, gamma), gamma, beta, groups, eps)      # mean, rstd, k and b
+        ctx.save_for_backward(x, gamma, *known, weight)
         ctx.args = dtype, bias is not None
         h,w = h.to(dtype), weight.to(dtype)
         if w.shape[2] == 3 and is_slow(h): return unstack(F.conv3d(halve(h), w, bias, 1, (0,1,1)))
