@@ -24,8 +24,8 @@ OURS = {f'kits_nb {s}, {w} workers': (s, w) for s in ('npy', 'blosc2') for w in 
 def make(folder):
     "Phantoms, prepared in both stores, and in nnU-Net's style"
     import blosc2
-    from kits_nb.phantom import write_phantoms
-    from kits_nb.prepare import PrepareConfig, load_prepared, prepare_folder
+    from kits_nb.data.phantom import write_phantoms
+    from kits_nb.data.store import PrepareConfig, load_prepared, prepare_folder
     write_phantoms(folder/'data', n=CASES, shape=(136,400,400), spacing=(3.,1.,1.))
     for store in ('npy', 'blosc2'):
         prepare_folder(folder/'data', folder/store, PrepareConfig(store=store))
@@ -47,14 +47,14 @@ def drop(*folders):
 
 
 def crops_of(folder, store, per_case, first=None):
-    from kits_nb.crops import CropDataset
-    from kits_nb.prepare import PreparedCase
+    from kits_nb.data.crops import CropDataset
+    from kits_nb.data.store import PreparedCase
     return CropDataset([PreparedCase(o) for o in sorted((folder/store).glob('case_*'))[:first]], SIZE, per_case=per_case)
 
 
 def plan_of(ds):
     "The boxes of the data set's crops, moved into the volume: (case, slices)"
-    from kits_nb.crops import crop_center
+    from kits_nb.data.crops import crop_center
     for i in range(len(ds)):
         case = ds.cases[ds.order[i] % len(ds.cases)]
         center,_ = crop_center(case, np.random.default_rng([ds.seed, ds.epoch, i]), ds.probs)
@@ -120,7 +120,7 @@ def batches(row, folder, n, cold):
         return lambda: torch.utils.data.DataLoader(data, 1, num_workers=2)
     ds = crops_of(folder, OURS[row][0] if row in OURS else 'npy', per_case, first)
     if row in OURS:
-        from kits_nb.crops import CropDL
+        from kits_nb.data.crops import CropDL
         return CropDL(ds, bs=1, num_workers=OURS[row][1])
     if row == 'PyTorch DataLoader, npy, 2 workers': return torch.utils.data.DataLoader(ds, 1, num_workers=2)
     if row == 'blosc2 in nnU-Net\'s style, 2 workers':
@@ -156,7 +156,7 @@ def pss():
 
 def memory(folder, workers, epochs):
     "Memory while the last batch of each epoch is held"
-    from kits_nb.crops import CropDL
+    from kits_nb.data.crops import CropDL
     ds = crops_of(folder, 'npy', 8, CASES)
     dl,out = CropDL(ds, bs=1, num_workers=workers), []
     for e in range(epochs):

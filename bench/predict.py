@@ -12,11 +12,11 @@ import argparse, json, os, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from measure import machine, median, status
-from kits_nb.network import BoundaryNet, NetConfig
-from kits_nb.predict import PredictConfig, make_predictor, memory_bound, segment
-from kits_nb.slabs import outline, to_spacing
-from kits_nb.volume import Volume, read_ct, resampled_shape
-from kits_nb.windows import AIR, gauss, sliding_window
+from kits_nb.network.model import BoundaryNet, NetConfig
+from kits_nb.inference.predict import PredictConfig, make_predictor, memory_bound, segment
+from kits_nb.inference.slabs import outline, to_spacing
+from kits_nb.data.volume import Volume, read_ct, resampled_shape
+from kits_nb.inference.windows import AIR, gauss, sliding_window
 
 warnings.filterwarnings('ignore')
 WINDOW, GOAL, BATCH = (96,)*3, (1., 1., 1.), 2
@@ -43,7 +43,7 @@ def painted(shape, spacing):
     z,y,x = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in (48,64,64)], indexing='ij')
     small = torch.where(((y/.6)**2 + (x/.8)**2 < 1)[None,None], small, torch.tensor(-1000.))
     out = np.empty(shape, np.int16)
-    from kits_nb.slabs import resample_slabs
+    from kits_nb.inference.slabs import resample_slabs
     for s,v in resample_slabs(small[0], shape): out[s] = (v[0] + 15*torch.randn(v[0].shape)).round_().clamp_(-1000, 2000).numpy()
     return Volume(out, affine_of(spacing))
 

@@ -8,8 +8,8 @@ the form it wants, outside of the clock. Rounds are interleaved; the first, unti
 import argparse, warnings
 import numpy as np, torch, torch.nn.functional as F
 from measure import machine, median, peak, timed
-from kits_nb.slabs import labels_on, resample_slabs, to_spacing
-from kits_nb.volume import Volume, resampled_affine, resampled_shape
+from kits_nb.inference.slabs import labels_on, resample_slabs, to_spacing
+from kits_nb.data.volume import Volume, resampled_affine, resampled_shape
 
 warnings.filterwarnings('ignore')
 SPACING, GOAL = (3., .797, .797), (1., 1., 1.)

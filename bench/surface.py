@@ -9,8 +9,8 @@ from pathlib import Path
 import monai, numpy as np, scipy, torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from kits_nb.core import *
-from kits_nb.surface import *
-from kits_nb.volume import *
+from kits_nb.evaluation.surface import *
+from kits_nb.data.volume import *
 
 
 def ours(p, t, sp, tol): return surface_dice(p, t, sp, tol), hd95(p, t, sp)

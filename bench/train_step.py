@@ -40,9 +40,9 @@ def autocast(args, precision): return torch.autocast(args.device, torch.bfloat16
 
 def our_step(args, precision, n, compiled):
     "One training step of kits_nb, as a function without arguments"
-    from kits_nb.losses import BoundaryLoss
-    from kits_nb.network import BoundaryNet, place
-    from kits_nb.training import adam
+    from kits_nb.training.losses import BoundaryLoss
+    from kits_nb.network.model import BoundaryNet, place
+    from kits_nb.training.learner import adam
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == 'bfloat16' else torch.float32
     net,loss = place(BoundaryNet(), args.device, dtype, args.layout), BoundaryLoss()
@@ -95,9 +95,9 @@ def peak_resident():
 def serve(args):
     "In a child: says when it is ready, then times a step for each line that comes in, and at the end tells memory and arithmetic"
     name,precision,n,compiled = json.loads(args.serve)
-    import monai.losses, monai.networks.nets, kits_nb.training
-    from kits_nb.layers import saved_bytes
-    from kits_nb.network import keep_memory
+    import monai.losses, monai.networks.nets, kits_nb.training.learner
+    from kits_nb.network.fast import saved_bytes
+    from kits_nb.network.model import keep_memory
     set_precision(precision)
     STEPS[name](args, precision, 16, False)()                            # libraries load their code
     if args.device == 'cpu' and args.keep in dict(kits_nb=('ours','both'), monai=('both',))[name]: keep_memory()

@@ -44,8 +44,8 @@ def check_notebooks():
 
 def check_nights():
     "Runs that are really killed and started again, and a launch of eight processes: minutes, so flagged slow"
-    code, out = run('nbdev-test nbs/62_nights.ipynb --do-print --timing --flags slow')
-    return count_notebooks(code, out, ['62_nights.ipynb'])
+    code, out = run('nbdev-test nbs/engine/42_long_runs.ipynb --do-print --timing --flags slow')
+    return count_notebooks(code, out, ['engine/42_long_runs.ipynb'])
 
 
 def unchanged(command):

@@ -6,10 +6,10 @@ Shows the case whose composite Dice is the median of those that were scored."""
 import sys
 from pathlib import Path
 
-from kits_nb.inference import load_models, prediction_path
-from kits_nb.kits19 import find_cases
-from kits_nb.report import case_figure
-from kits_nb.volume import read_ct, read_seg
+from kits_nb.inference.cases import load_models, prediction_path
+from kits_nb.data.kits19 import find_cases
+from kits_nb.evaluation.report import case_figure
+from kits_nb.data.volume import read_ct, read_seg
 
 ROOT = Path(__file__).resolve().parent.parent
 
