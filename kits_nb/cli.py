@@ -141,7 +141,8 @@ def kits_train(
     with plain_errors():
         from kits_nb.training.distributed import launch, run_processes, world
         from kits_nb.training.ensemble import fold_list, train_folds
-        from kits_nb.training.learner import get_recipe, train
+        from kits_nb.training.recipe import get_recipe
+        from kits_nb.training.run import train
         changes = dict(epochs=epochs, lr=lr, bs=bs, crop=crop and three(crop, int), per_case=per_case, probs=probs and shares(probs), jitter=jitter,
                        intensity=intensity and pair(intensity), fold=fold, n_folds=n_folds, seed=seed, num_workers=num_workers,
                        precision=precision, compile=compile or None, recompute=recompute or None)
@@ -292,7 +293,7 @@ def kits_dicom(
     with plain_errors():
         from kits_nb.data.dicom import list_series, read_dicom
         if not out: return print('\n'.join(map(str, list_series(folder))) or f'no DICOM file in {folder}')
-        from kits_nb.data.volume import write_volume
+        from kits_nb.data.files import write_volume
         vol = read_dicom(folder, series, straighten)
         write_volume(out, vol)
         print(f'{out}: {"×".join(map(str, vol.shape))} voxels of {"×".join(f"{s:.3g}" for s in vol.spacing)} mm, HU {vol.data.min()} to {vol.data.max()}')

@@ -36,9 +36,9 @@ class CaseError(Exception):
         super().__init__(str(self))
 
     def __str__(self):
-        where = ': '.join(o for o in (self.case, self.path) if o)
-        parts = [f'found {self.found}', self.expected and f'expected {self.expected}', self.fix]
-        return (where + ': ' if where else '') + '; '.join(o for o in parts if o)
+        where = ''.join(f'{o}: ' for o in (self.case, self.path) if o)
+        what = self.found + (f', expected {self.expected}' if self.expected else '')
+        return where + '. '.join(o[:1].upper() + o[1:] if i else o for i,o in enumerate((what, self.fix)) if o)
 
     def __reduce__(self): return CaseError, (self.found, self.expected, self.fix, self.case, self.path)
 

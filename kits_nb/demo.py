@@ -20,6 +20,8 @@ from .training.learner import *
 from .inference.cases import *
 from .evaluation.scores import *
 from .evaluation.report import *
+from .training.recipe import *
+from .training.run import *
 
 # %% ../nbs/engine/72_demo.ipynb #c007
 TEST_SEED = 1000   # the phantoms that are segmented; training uses seeds from 0

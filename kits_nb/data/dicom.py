@@ -17,6 +17,7 @@ from scipy import ndimage as ndi
 # %% ../../nbs/engine/22_dicom.ipynb #n7810
 from ..core import *
 from .volume import *
+from .files import *
 
 # %% ../../nbs/engine/22_dicom.ipynb #n51cd
 def slice_affine(

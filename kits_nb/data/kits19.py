@@ -18,6 +18,7 @@ import nibabel as nib, numpy as np
 from ..core import *
 from .volume import *
 from .dicom import *
+from .files import *
 
 # %% ../../nbs/book/05_kits19.ipynb #c007
 @dataclass(frozen=True)

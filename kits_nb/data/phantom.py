@@ -18,6 +18,7 @@ from scipy import ndimage as ndi
 # %% ../../nbs/book/04_phantom.ipynb #c004
 from ..core import *
 from .volume import *
+from .files import *
 
 # %% ../../nbs/book/04_phantom.ipynb #c008
 TISSUES = dict(   # HU in arterial phase, lowest and highest mean over patients

@@ -21,6 +21,7 @@ from ..core import *
 from ..data.volume import *
 from ..data.kits19 import *
 from .surface import *
+from ..data.files import *
 
 # %% ../../nbs/engine/64_morphometry.ipynb #n4784
 @dataclass

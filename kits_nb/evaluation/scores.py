@@ -20,6 +20,7 @@ from ..data.volume import *
 from ..data.kits19 import *
 from ..inference.cases import prediction_path
 from .surface import *
+from ..data.files import *
 
 # %% ../../nbs/book/15_scores.ipynb #c007
 def mask_dice(

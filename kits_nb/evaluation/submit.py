@@ -17,6 +17,7 @@ from ..core import *
 from ..data.volume import *
 from ..data.kits19 import *
 from ..inference.cases import prediction_path
+from ..data.files import *
 
 # %% ../../nbs/engine/68_submit.ipynb #n65e6
 CASES = tuple(f'case_{i:05d}' for i in range(210, 300))   # KiTS19's test set

@@ -26,6 +26,8 @@ from .windows import *
 from .slabs import *
 from .predict import *
 _all_ = ['AIR', 'cut', 'to_spacing', 'labels_on', 'PredictConfig', 'device_of', 'common_meta', 'predict_volume', 'segment', 'memory_bound']
+from ..data.files import *
+from ..network.saving import *
 
 # %% ../../nbs/engine/52_cases.ipynb #c052
 def model_folders(

@@ -19,6 +19,7 @@ import kits_nb
 from ..core import *
 from ..data.volume import *
 from .model import *
+from .saving import *
 
 # %% ../../nbs/engine/32_export.ipynb #nc153
 class HUNet(nn.Module):

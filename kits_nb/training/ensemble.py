@@ -12,6 +12,8 @@ from pathlib import Path
 from ..core import *
 from .distributed import *
 from .learner import *
+from .recipe import *
+from .run import *
 
 # %% ../../nbs/engine/43_folds.ipynb #n3917
 def fold_list(

@@ -1,4 +1,4 @@
-"""Dice for the masks, Dice and balanced cross-entropy for their edges: derived, worked by hand, and checked
+"""What a good prediction is, as a number: Dice, balanced cross-entropy, and their gradients
 
 Docs: https://kits-nb.github.io/kits_nb/book/losses.html.md"""
 
@@ -7,63 +7,28 @@ Docs: https://kits-nb.github.io/kits_nb/book/losses.html.md"""
 # %% auto #0
 __all__ = ['dice_loss', 'sobel', 'edge_target', 'weighted_bce', 'BoundaryLoss']
 
-# %% ../../nbs/book/10_losses.ipynb #c003
+# %% ../../nbs/book/10_losses.ipynb #c010
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-# %% ../../nbs/book/10_losses.ipynb #c004
+# %% ../../nbs/book/10_losses.ipynb #c011
 from ..core import *
 from ..data.volume import *
 
-# %% ../../nbs/book/10_losses.ipynb #c009
-def _full(x): return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()   # Half becomes float32, double stays
-def _numbers(t, x): return (t.view(torch.uint8) if t.dtype == torch.bool else t).to(x.dtype)   # Bytes are quicker to convert
-def _but_class(x): return [d for d in range(x.ndim) if d != 1]                        # Batch and space
-
-class _DiceSums(Function):
-    "Overlap and sizes of each class, (2,C), of logits x and targets t (B,C,D,H,W)"
-    @staticmethod
-    def forward(ctx, x, t):
-        ctx.save_for_backward(x, t)
-        p = _full(x).sigmoid(); t = _numbers(t, p)
-        return torch.stack([o.sum(_but_class(p)) for o in (t*p, torch.addcmul(t, p, p))])      # t is its own square
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x,t = ctx.saved_tensors
-        p = _full(x).sigmoid()
-        overlap,sizes = grad.reshape(2, 1, -1, 1, 1, 1)
-        return (_numbers(t, p)*overlap).addcmul_(p, 2*sizes).mul_(torch.addcmul(p, p, p, value=-1)).to(x.dtype), None
-
+# %% ../../nbs/book/10_losses.ipynb #c012
 def dice_loss(
-    logits:Tensor,   # (B,C,D,H,W), before the sigmoid, any float dtype
-    targ:Tensor,     # (B,C,D,H,W), bool, or 0 and 1
+    logits:Tensor,   # Before the sigmoid (B,C,D,H,W), any float dtype
+    targ:Tensor,     # Masks (B,C,D,H,W), bool, or 0 and 1
     eps:float=1e-5,  # Keeps an empty class from dividing zero by zero
-    pool=None        # Adds sums over processes: `pool_sums` of chapter 57
+    pool=None        # Adds sums over processes: `pool_sums`
 ) -> Tensor: # Mean over the classes: a scalar in [0,1], float32
     "Soft Dice loss with squared denominators, summed over the batch"
-    sums = _DiceSums.apply(logits, targ)                # (2,C)
+    p,y,dims = logits.float().sigmoid(), targ.float(), (0,2,3,4)
+    sums = torch.stack([(y*p).sum(dims), (y**2).sum(dims) + (p**2).sum(dims)])  # (2,C)
     overlap,sizes = pool(sums) if pool else sums
-    return (1 - 2*overlap/(sizes + eps)).mean()         # eq. 1
+    return (1 - 2*overlap/(sizes + eps)).mean()                                 # the paper's eq. 1
 
-# %% ../../nbs/book/10_losses.ipynb #c021
-def _three(x, dim):
-    "Each voxel's neighbour before it, itself, and the one after it, with repeated borders"
-    n = x.shape[dim]
-    x = torch.cat((x.narrow(dim, 0, 1), x, x.narrow(dim, n-1, 1)), dim)
-    return [x.narrow(dim, i, n) for i in range(3)]
-
-def _smooth(x, dim):
-    lo,mid,hi = _three(x, dim)
-    return (lo + hi).add_(mid, alpha=2)
-
-def _change(x, dim):
-    lo,_,hi = _three(x, dim)
-    return hi - lo
-
+# %% ../../nbs/book/10_losses.ipynb #c013
 def sobel(
     x:Tensor # (...,D,H,W), any signed dtype
 ) -> tuple: # Change along D, H and W, each (...,D,H,W), same dtype
@@ -71,7 +36,21 @@ def sobel(
     s,c = _smooth(x, -3), _change(x, -3)
     return _smooth(_smooth(c, -2), -1), _smooth(_change(s, -2), -1), _change(_smooth(s, -2), -1)
 
-# %% ../../nbs/book/10_losses.ipynb #c025
+def _neighbours(x, dim):
+    "The voxel before, the voxel itself and the voxel after, with repeated borders"
+    n = x.shape[dim]
+    x = torch.cat((x.narrow(dim, 0, 1), x, x.narrow(dim, n-1, 1)), dim)
+    return [x.narrow(dim, i, n) for i in range(3)]
+
+def _smooth(x, dim):
+    before,here,after = _neighbours(x, dim)
+    return before + 2*here + after
+
+def _change(x, dim):
+    before,_,after = _neighbours(x, dim)
+    return after - before
+
+# %% ../../nbs/book/10_losses.ipynb #c014
 def edge_target(
     masks:Tensor,  # (B,C,D,H,W), bool
     width:int=1    # Of the edge on each side of the surface, voxels
@@ -82,41 +61,24 @@ def edge_target(
     if width == 1: return edge
     return F.max_pool3d(edge.float(), 2*width-1, 1, width-1) > 0
 
-# %% ../../nbs/book/10_losses.ipynb #c041
-class _EntropySums(Function):
-    "Number of the edge voxels of each class, their cross-entropy and that of the others, (3,C), of logits x and edges t (B,C,D,H,W)"
-    @staticmethod
-    def forward(ctx, x, t):
-        ctx.save_for_backward(x, t)
-        x = _full(x); t,p = _numbers(t, x), x.sigmoid()
-        each = x.clamp(min=0).sub_(torch.maximum(p, 1-p).log_()).addcmul_(t, x, value=-1)      # softplus(-x) on edges, softplus(x) elsewhere
-        on = t*each
-        return torch.stack([o.sum(_but_class(x)) for o in (t, on, each.sub_(on))])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x,t = ctx.saved_tensors
-        p = _full(x).sigmoid(); t = _numbers(t, p)
-        _,on,off = grad.reshape(3, 1, -1, 1, 1, 1)
-        return torch.addcmul(off, t, on-off).mul_(p.sub_(t)).to(x.dtype), None                 # @eq-bcegrad
-
+# %% ../../nbs/book/10_losses.ipynb #c015
 def weighted_bce(
-    logits:Tensor,        # (B,C,D,H,W), before the sigmoid, any float dtype
-    edges:Tensor,         # (B,C,D,H,W), bool, or 0 and 1
-    reduction:str='mean', # Over voxels: 'mean', or the paper's letter, 'sum'
-    pool=None             # Adds sums over processes, each with as many voxels: `pool_sums` of chapter 57
+    logits:Tensor,        # Before the sigmoid (B,C,D,H,W), any float dtype
+    edges:Tensor,         # Edge masks (B,C,D,H,W), bool, or 0 and 1
+    reduction:str='mean', # Over voxels: 'mean', or 'sum' as the paper writes it
+    pool=None             # Adds sums over processes: `pool_sums`
 ) -> Tensor: # Mean over the classes: a scalar, float32; raises ValueError for another reduction
     "Cross-entropy in which edge and other voxels weigh the same in total"
-    if reduction not in ('mean', 'sum'): raise ValueError(f"found reduction {reduction!r}; expected 'mean' or 'sum'")
-    n,on,off = _EntropySums.apply(logits, edges)                                                # (C,) each
-    classes = logits.shape[1]; share = n.detach()*classes/logits.numel()
-    if pool: share,world = pool(torch.stack((share, torch.ones_like(share)))); share = share/world   # of all processes
-    beta = 1 - share
-    loss = (beta*on + (1-beta)*off).sum()                                                       # eq. 2
-    return loss/(classes if reduction == 'sum' else logits.numel())
+    if reduction not in ('mean', 'sum'): raise ValueError(f"reduction is {reduction!r}, but must be 'mean' or 'sum'")
+    y,dims = edges.float(), (0,2,3,4)
+    counts = torch.stack([(1-y).sum(dims), torch.ones_like(y).sum(dims)])       # (2,C)
+    others,voxels = pool(counts) if pool else counts
+    beta = (others/voxels).view(-1,1,1,1)                                       # share of non-edge voxels (C,1,1,1)
+    weight = beta*y + (1-beta)*(1-y)
+    loss = F.binary_cross_entropy_with_logits(logits.float(), y, weight, reduction=reduction)  # the paper's eq. 2
+    return loss if reduction == 'mean' else loss/logits.shape[1]
 
-# %% ../../nbs/book/10_losses.ipynb #c055
+# %% ../../nbs/book/10_losses.ipynb #c016
 class BoundaryLoss(nn.Module):
     "Dice of the masks, plus Dice and weighted cross-entropy of their edges"
     def __init__(self,
@@ -124,22 +86,22 @@ class BoundaryLoss(nn.Module):
         w_edge_dice:float=1., # Weight of the edges' Dice loss
         w_edge_bce:float=1.,  # Weight of the edges' cross-entropy
         width:int=1,          # Of the edge target on each side of the surface, voxels
-        pool=None             # Adds sums over processes, so that they share one batch: `pool_sums` of chapter 57
+        pool=None             # Adds sums over processes, so that they share one batch: `pool_sums`
     ):
         super().__init__()
-        self.pool = pool
-        self.weights,self.width,self.parts = dict(dice=w_dice, edge_dice=w_edge_dice, edge_bce=w_edge_bce), width, {}
+        self.weights = dict(dice=w_dice, edge_dice=w_edge_dice, edge_bce=w_edge_bce)
+        self.width,self.pool,self.parts = width, pool, {}
 
     def forward(self,
         pred:tuple,  # (mask logits (B,2,D,H,W), edge logits (B,2,D,H,W) or None)
         targ:Tensor  # Labels (B,D,H,W), uint8
     ) -> Tensor: # A scalar, float32; the unweighted parts are left in `parts`
         (seg,edge),masks = pred, to_channels(targ.as_subclass(Tensor))   # (B,2,D,H,W)
-        assert seg.shape == masks.shape, f'logits {tuple(seg.shape)} for masks {tuple(masks.shape)}'
         parts = dict(dice=dice_loss(seg, masks, pool=self.pool))
         if edge is not None:
             edges = edge_target(masks, self.width)
-            parts |= dict(edge_dice=dice_loss(edge, edges, pool=self.pool), edge_bce=weighted_bce(edge, edges, pool=self.pool))
+            parts['edge_dice'] = dice_loss(edge, edges, pool=self.pool)
+            parts['edge_bce'] = weighted_bce(edge, edges, pool=self.pool)
         self.parts = {k: v.detach() for k,v in parts.items()}
         return sum(self.weights[k]*v for k,v in parts.items())
 
