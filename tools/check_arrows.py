@@ -1,16 +1,19 @@
 #!/usr/bin/env python
 """Check that the library's packages depend on each other in one direction: `python tools/check_arrows.py`
 
-core; then data and show; then network; then training and inference, which do not know each other; then evaluation;
-then demo, the commands and all. Prints how many modules of a package import which package, then each violation with
-its place: an import from a higher package, between training and inference, of data in network, or around in a
-circle. Imports inside functions count. The exit code is 1 if there are violations."""
+core; then data and show; then network; then training and inference, which do not know each other; then
+evaluation; then demo, the commands and all. Prints how many modules of a package import which package, then
+each violation with its place: an import from a higher package, between training and inference, of data in
+network, or around in a circle. Imports inside functions count. The exit code is 1 if there are violations."""
 import ast, sys
 from collections import Counter, namedtuple
 from pathlib import Path
 
+from notebooks import public_defs
+
 ROOT = Path(__file__).resolve().parent.parent
-LEVELS = [['core'], ['data', 'show'], ['network'], ['training', 'inference'], ['evaluation'], ['demo'], ['cli'], ['all']]
+LEVELS = [['core'], ['data', 'show'], ['network'], ['training', 'inference'], ['evaluation'],
+          ['demo'], ['cli'], ['all']]
 RANK = {package: k for k, level in enumerate(LEVELS) for package in level}
 APART = {('training', 'inference'), ('inference', 'training'), ('network', 'data')}
 
@@ -25,20 +28,23 @@ def imports_of(module, text, modules, place):
     "The imports from inside the library, at the top or in functions, of a module's source"
     for n in ast.walk(ast.parse(text)):
         if isinstance(n, ast.ImportFrom):
-            if n.level: base = '.'.join(['kits_nb', *module.split('.')][:-n.level] + ([n.module] if n.module else []))
-            else: base = n.module or ''
+            above = ['kits_nb', *module.split('.')][:-n.level] if n.level else []
+            base = '.'.join(above + ([n.module] if n.module else []))
             names = [a.name for a in n.names]
-            found = {f'{base}.{a}' for a in names if f'{base}.{a}'.removeprefix('kits_nb.') in modules} or {base}
-        elif isinstance(n, ast.Import): found, names = {a.name for a in n.names}, []
+            whole = [f'{base}.{a}' for a in names]               # from kits_nb.data import volume
+            found = [o for o in whole if o.removeprefix('kits_nb.') in modules] or [base]
+        elif isinstance(n, ast.Import): found, names = [a.name for a in n.names], []
         else: continue
-        for target in found:
-            if target.startswith('kits_nb.'): yield Import(module, target.removeprefix('kits_nb.'), f'{place} line {n.lineno}', names)
+        for o in found:
+            inside, _, target = o.partition('.')
+            if inside == 'kits_nb' and target: yield Import(module, target, f'{place} line {n.lineno}', names)
 
 
 def read_library(root=ROOT):
     "{module: source} of the library"
     files = [p for p in sorted((root/'kits_nb').rglob('*.py')) if p.name not in ('__init__.py', '_modidx.py')]
-    return {'.'.join(p.relative_to(root/'kits_nb').with_suffix('').parts): p.read_text(encoding='utf8') for p in files}
+    name = lambda p: '.'.join(p.relative_to(root/'kits_nb').with_suffix('').parts)
+    return {name(p): p.read_text(encoding='utf8') for p in files}
 
 
 def arrows(library):
@@ -51,16 +57,18 @@ def check_directions(found):
     "Imports that point the wrong way"
     for i in found:
         a, b = package(i.source), package(i.target)
+        what = f'{i.source} imports {i.target}'
         if a == b: continue
-        if a not in RANK or b not in RANK: yield Violation('unknown package', i.place, f'{i.source} imports {i.target}: give both a rank in {Path(__file__).name}')
-        elif (a, b) in APART: yield Violation('packages apart', i.place, f'{i.source} imports {i.target}; {a} must not know {b}')
-        elif RANK[b] > RANK[a]: yield Violation('upward import', i.place, f'{i.source} imports {i.target}; {b} stands above {a}')
+        if not {a, b} <= set(RANK): yield Violation('unknown package', i.place, f'{what}: add it to LEVELS')
+        elif (a, b) in APART: yield Violation('packages apart', i.place, f'{what}; {a} must not know {b}')
+        elif RANK[b] > RANK[a]: yield Violation('upward import', i.place, f'{what}; {b} stands above {a}')
 
 
 def check_targets(found, library):
     "Imports of modules that do not exist"
     for i in found:
-        if i.target not in library and not any(m.startswith(i.target + '.') for m in library): yield Violation('no such module', i.place, f'{i.source} imports {i.target}')
+        if i.target in library or any(m.startswith(i.target + '.') for m in library): continue
+        yield Violation('no such module', i.place, f'{i.source} imports {i.target}')
 
 
 def cycles(found):
@@ -83,15 +91,16 @@ def cycles(found):
 
 def check_cycles(found):
     places = {(i.source, i.target): i.place for i in found}
-    for ring in cycles(found): yield Violation('cycle', places[ring[-1], ring[0]], ' -> '.join([*ring, ring[0]]))
+    for o in cycles(found): yield Violation('cycle', places[o[-1], o[0]], ' -> '.join([*o, o[0]]))
 
 
 def public_names(text):
     "Names that `import *` brings from a module"
     tree = ast.parse(text)
     for n in tree.body:
-        if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__': return set(ast.literal_eval(n.value))
-    return {o.name for o in tree.body if isinstance(o, (ast.FunctionDef, ast.ClassDef)) and not o.name.startswith('_')}
+        if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '__all__':
+            return set(ast.literal_eval(n.value))
+    return {o.name for o in public_defs(tree)}
 
 
 def used_names(text):
@@ -101,8 +110,8 @@ def used_names(text):
 
 def needed(imp, library):
     "The names that an import brings and the module uses"
-    if imp.names == ['*'] and imp.target in library: return sorted(public_names(library[imp.target]) & used_names(library[imp.source]))
-    return imp.names
+    if imp.names != ['*'] or imp.target not in library: return imp.names
+    return sorted(public_names(library[imp.target]) & used_names(library[imp.source]))
 
 
 def check(library):
@@ -125,7 +134,8 @@ def main(root=ROOT):
     print(table(found))
     by_place = {i.place: i for i in found}
     for i in found:
-        if i.names == ['*'] and i.source not in ('all', 'demo') and not needed(i, library): print(f'note: {i.place}: {i.source} uses nothing of {i.target}')
+        if i.names == ['*'] and i.source != 'all' and not needed(i, library):
+            print(f'note: {i.place}: {i.source} uses nothing of {i.target}')
     for v in broken:
         names = needed(by_place[v.place], library) if v.place in by_place else []
         print(f'{v.place}: {v.rule}: {v.text}' + (f' (for {", ".join(names)})' if names else ''))
