@@ -42,7 +42,7 @@ def imports_of(module, text, modules, place):
 
 def read_library(root=ROOT):
     "{module: source} of the library"
-    files = [p for p in sorted((root/'kits_nb').rglob('*.py')) if p.name not in ('__init__.py', '_modidx.py')]
+    files = [p for p in sorted((root/'kits_nb').rglob('*.py')) if not p.name.startswith('_')]
     name = lambda p: '.'.join(p.relative_to(root/'kits_nb').with_suffix('').parts)
     return {name(p): p.read_text(encoding='utf8') for p in files}
 
