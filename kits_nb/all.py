@@ -29,6 +29,7 @@ from .inference.windows import *
 from .inference.slabs import *
 from .inference.predict import *
 from .inference.cases import *
+from .evaluation.dice import *
 from .evaluation.surface import *
 from .evaluation.scores import *
 from .evaluation.statistics import *

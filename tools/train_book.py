@@ -6,7 +6,7 @@ predicted for one held-out patient after each epoch), and `scores.csv` has the D
 one network, the same with eight mirror images, and an ensemble of five. WORK keeps patients and runs; a call that was
 interrupted resumes. About seven minutes for each of the six networks on two cores.
 """
-import argparse, shutil, sys
+import argparse, json, shutil, sys
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.basics import Callback
@@ -66,7 +66,9 @@ def keep(run, out):
     "Copy what a chapter needs of a run folder, weights in float16"
     out.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half() for k, v in load_file(run/'model.safetensors').items()}, out/'model.safetensors')
-    for name in ('config.json', 'log.csv', 'run.json'): shutil.copy(run/name, out/name)
+    for name in ('config.json', 'log.csv'): shutil.copy(run/name, out/name)
+    facts = json.loads((run/'run.json').read_text()) | dict(command=['tools/train_book.py'])     # without folders of this machine
+    (out/'run.json').write_text(json.dumps(facts, indent=2) + '\n')
 
 
 def main():

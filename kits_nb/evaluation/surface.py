@@ -17,6 +17,7 @@ from scipy.spatial import KDTree
 
 # %% ../../nbs/engine/60_surface.ipynb #nd1b0
 from ..core import *
+from .dice import *
 
 # %% ../../nbs/engine/60_surface.ipynb #n7b8a
 CORNERS = np.array(list(product((0,1), repeat=3)))                       # (8,3); corner i is bit i of a code
@@ -119,7 +120,8 @@ def distances(
     return out
 
 def same_grid(pred, truth):
-    "Two bool masks cropped to where either is, or None for each that is empty"
+    "Two masks cropped to where either is, or None for each that is empty"
+    pred,truth = as_mask(pred), as_mask(truth)
     if pred.shape != truth.shape: raise CaseError(f'a prediction of shape {pred.shape}', f'{truth.shape}, the shape of the true labels', 'predict on the original scan, not on a resampled one')
     box = crop_box(pred, truth)
     if box is None: return None, None
@@ -142,9 +144,10 @@ def surface_dice(
 
 # %% ../../nbs/engine/60_surface.ipynb #n24de
 def edge_voxels(
-    mask:np.ndarray # bool (D,H,W)
+    mask:np.ndarray # Mask (D,H,W)
 ) -> np.ndarray: # bool, same shape
     "Voxels of a mask with a face towards the outside or the border of the array"
+    mask = as_mask(mask)
     inner = np.zeros_like(mask)
     inner[1:-1,1:-1,1:-1] = mask[1:-1,1:-1,1:-1]
     for axis in range(3):
