@@ -212,8 +212,9 @@ def check_pictures_of(config, top, report):
     "Favicon and social cards exist"
     website = config['website']
     cards = [website.get(k) for k in ('open-graph', 'twitter-card')]
-    named = [website.get('favicon')] + [o.get('image') for o in cards if isinstance(o, dict)]
-    for o in filter(None, named): report('site picture', (top/o).is_file(), '_quarto.yml', f'{o} is missing')
+    named = [website.get('favicon'), website.get('image')] + [o.get('image') for o in cards if isinstance(o, dict)]
+    for o in filter(None, named):
+        report('site picture', (top/o.lstrip('/')).is_file(), '_quarto.yml', f'{o} is missing')
 
 
 def imported(root):
