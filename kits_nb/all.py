@@ -16,7 +16,8 @@ from .network.blocks import *
 from .network.boundary import *
 from .network.model import *
 from .network.figure import *
-from .network.fast import place, pick_dtype, speed_up
+from .network.fast import speed_up
+from .network.device import *
 from .network.saving import *
 from .training.losses import *
 from .training.metrics import *

@@ -21,7 +21,7 @@ from ..data.volume import *
 from ..network.model import *
 from .windows import *
 from .slabs import *
-from ..network.fast import *
+from ..network.device import *
 
 # %% ../../nbs/engine/51_predict.ipynb #nb711
 FLIPS = [o for k in range(4) for o in combinations((-3,-2,-1), k)]  # the 8 sets of axes to mirror

@@ -17,7 +17,7 @@ import torch
 # %% ../../nbs/engine/31_saving.ipynb #t011
 from ..core import *
 from .model import *
-from .fast import *
+from .device import *
 import kits_nb
 
 # %% ../../nbs/engine/31_saving.ipynb #c026

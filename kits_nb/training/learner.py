@@ -21,7 +21,7 @@ from fastai.callback.progress import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientClip
 from ..data.loader import *
-from ..network.fast import *
+from ..network.device import *
 from .recipe import *
 
 # %% ../../nbs/book/12_training.ipynb #c004
@@ -99,12 +99,14 @@ def make_learner(
         probs=cfg.probs, jitter=cfg.jitter, seed=cfg.seed, num_workers=cfg.num_workers, device=device, augment=cfg.augment,
         intensity=cfg.intensity)
     if torch.device(device).type == 'cpu': keep_memory()
-    net = place(BoundaryNet(recipe.net), device, pick_dtype(cfg.precision, device), cfg.layout, cfg.fast and not cfg.compile)
+    fast = cfg.fast and not cfg.compile
+    dtype = training_dtype(cfg.precision, device, recipe.net, cfg.crop, fast)
+    net = place(BoundaryNet(recipe.net), device, dtype, cfg.layout, fast)
     if cfg.recompute: recompute_blocks(net)
     if cfg.compile: net.compile()      # in place: the names of the weights stay as they are
     learn = Learner(dls, net, loss_func=BoundaryLoss(*cfg.weights, width=cfg.edge_width, pool=pool_sums), opt_func=partial(adam, beta2=cfg.beta2),
         lr=cfg.lr, wd=cfg.wd, wd_bn_bias=True, metrics=[KidneyDice(), TumorDice(), CompositeDice()],
-        cbs=[PlainTensors(), PolyLR(cfg.lr, cfg.power), SetEpoch(), StopOnNaN(), *precision_callbacks(pick_dtype(cfg.precision, device)),
+        cbs=[PlainTensors(), PolyLR(cfg.lr, cfg.power), SetEpoch(), StopOnNaN(), *precision_callbacks(dtype),
              *([GradientClip(cfg.clip)] if cfg.clip else []), *cbs])
     learn.recorder.loss = PooledLoss()
     return learn

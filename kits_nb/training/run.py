@@ -33,7 +33,7 @@ from .metrics import *
 from .distributed import *
 from .checkpoint import *
 from ..network.saving import *
-from ..network.fast import *
+from ..network.device import *
 from .recipe import *
 from .learner import *
 
