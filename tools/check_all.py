@@ -1,35 +1,49 @@
 #!/usr/bin/env python
-"""Everything that must hold before a change lands: `python tools/check_all.py`, in a clean clone and a virtual environment.
+"""Everything that must hold before a change lands: `python tools/check_all.py`, in a clean clone and a
+virtual environment.
 
-Installs and tests with the README's own command, then checks that exporting and cleaning change nothing, that the
-README and the site are whole, and that a wheel runs the demonstration away from the source tree. The last line
-says how many notebooks and checks passed and failed. Names of checks as arguments run those alone."""
+Installs and tests with the README's own command, then checks that the chapters read like a book, that
+packages point one way, that exporting and cleaning change nothing, that the README and the site are whole,
+and that a wheel runs the demonstration away from the source tree. The last line says how many notebooks and
+checks passed and failed. Names of checks as arguments run those alone."""
 import os, re, subprocess, sys, tempfile, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# nbdev-test starts notebooks in the order of their names, and a long one that starts last runs alone. So the
+# command runs twice: for these, the first of which takes about as long as the others, then for all others.
+FIRST = ['12_training', '70_commands', '72_demo']
 
 
 def run(command, cwd=ROOT, **env):
     "Run a shell command, show what it says as it comes; (exit code, output)"
     print(f'$ {command}', flush=True)
-    p = subprocess.Popen(command, shell=True, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         env=os.environ | dict(PYTHONUNBUFFERED='1', PIP_QUIET='1') | env)
+    env = os.environ | dict(PYTHONUNBUFFERED='1', PIP_QUIET='1') | env
+    p = subprocess.Popen(command, shell=True, cwd=cwd, text=True, env=env,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     lines = []
     for line in p.stdout: lines.append(line); print(line, end='', flush=True)
     return p.wait(), ''.join(lines)
 
 
-def readme_command(word):
+def readme_command(word, root=ROOT):
     "The README's command that contains `word`, as written"
-    return next(l for l in (ROOT/'README.md').read_text(encoding='utf8').splitlines() if word in l and l.startswith('pip install'))
+    lines = (root/'README.md').read_text(encoding='utf8').splitlines()
+    return next(o for o in lines if word in o and o.startswith('pip install'))
+
+
+def all_notebooks(root=ROOT):
+    "Every notebook that is tested, from nbs/"
+    return sorted(p.relative_to(root/'nbs').as_posix() for p in (root/'nbs').rglob('[!_.]*.ipynb')
+                  if not any(o[0] in '_.' for o in p.relative_to(root/'nbs').parts))
 
 
 def count_notebooks(code, out, names):
     "(passed, failed): a notebook passed only if the run says that it ended, and does not list it as failed"
-    ended = set(re.findall(r'^- Completed .*?([^/\\\s]+\.ipynb)', out, re.M))
-    listed = set(re.findall(r'^\s+(\S+\.ipynb)$', out.partition('Tests Failed On The Following Notebooks')[2], re.M))
-    passed = {n for n in names if n in ended and n not in listed}
+    ended = set(re.findall(r'^- Completed .*?/nbs/(\S+\.ipynb)', out, re.M))
+    lists = re.findall(r'Tests Failed On The Following Notebooks:\n=+\n((?:\t.*\n?)+)', out)
+    listed = {line.strip() for o in lists for line in o.splitlines()}    # names without their folders
+    passed = {n for n in names if n in ended and n.rpartition('/')[2] not in listed}
     failed = len(names) - len(passed)
     for n in sorted(set(names) - passed): print('failed:', n)
     return len(passed), failed or int(code != 0)
@@ -37,9 +51,19 @@ def count_notebooks(code, out, names):
 
 def check_notebooks():
     "The README's second command; cells that want real data run too, where there are some"
-    flags = ' --flags data' if os.environ.get('KITS_DATA') else ''
-    code, out = run(readme_command('nbdev-test') + flags)
-    return count_notebooks(code, out, sorted(p.name for p in (ROOT/'nbs').glob('[!_.]*.ipynb')))
+    command, names = readme_command('nbdev-test'), all_notebooks()
+    if os.environ.get('KITS_DATA'): command += ' --flags data'
+    first = '^(' + '|'.join(FIRST) + ')'
+    threads = dict(OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1'))   # a worker to each core: no more
+    parts = [f"{command} --timing --file-re '{first}'", f"{command} --timing --skip-file-re '^[_.]|{first}'"]
+    start, runs = time.time(), [run(o, **threads) for o in parts]
+    out = '\n'.join(o for _, o in runs)
+    slow = sorted(((int(t), n) for n, t in re.findall(r'^(\S+\.ipynb): (\d+) secs', out, re.M)), reverse=True)
+    for t, n in slow:
+        if t >= 60: print(f'note: {n} takes {t} s; a minute is right')
+    total = sum(t for t, _ in slow)
+    print(f'{len(names)} notebooks in {time.time() - start:.0f} s, {total} s of all workers')
+    return count_notebooks(max(code for code, _ in runs), out, names)
 
 
 def check_nights():
@@ -50,13 +74,22 @@ def check_nights():
 
 def unchanged(command):
     "A command that must succeed and leave the source tree as it was"
-    before = subprocess.run(['git', 'status', '--porcelain'], cwd=ROOT, capture_output=True, text=True).stdout
+    before = git_status()
     code, _ = run(command)
-    after = subprocess.run(['git', 'status', '--porcelain'], cwd=ROOT, capture_output=True, text=True).stdout
-    if changed := sorted(set(after.splitlines()) - set(before.splitlines())): print('changed:', *changed, sep='\n  ')
-    return (1, 0) if code == 0 and before == after else (0, 1)
+    changed = sorted(git_status() ^ before)
+    if changed: print('changed:', *changed, sep='\n  ')
+    return (1, 0) if code == 0 and not changed else (0, 1)
 
 
+def git_status():
+    "Lines of `git status`"
+    command = ['git', 'status', '--porcelain']
+    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines())
+
+
+def check_tools(): return unchanged('python tools/test_tools.py')
+def check_arrows(): return unchanged('python tools/check_arrows.py')
+def check_book(): return unchanged('python tools/check_book.py')
 def check_export(): return unchanged('nbdev-export')
 def check_clean(): return unchanged('nbdev-clean')
 def check_readme(): return unchanged('python tools/make_readme.py')
@@ -66,15 +99,19 @@ def check_site(): return unchanged('python -W ignore tools/check_site.py')
 def check_wheel():
     "The wheel, unpacked elsewhere, runs a small demonstration with the installed requirements"
     with tempfile.TemporaryDirectory() as d:
-        code, _ = run(f'python -m build --wheel --outdir {d} . && pip install --no-deps --target {d}/away {d}/*.whl')
+        install = f'pip install --no-deps --target {d}/away {d}/*.whl'
+        code, _ = run(f'python -m build --wheel --outdir {d} . && {install}')
         if code: return 0, 1
         where = "import kits_nb; assert '/away/' in kits_nb.__file__, kits_nb.__file__"
-        code, _ = run(f'python -c "{where}" && python away/bin/kits-demo --out demo --n 6 --epochs 1', cwd=d, PYTHONPATH=f'{d}/away')
-        made = all((Path(d)/'demo'/o).exists() for o in ('report.html', 'predictions/scores.csv', 'run/model.safetensors'))
-        return (1, 0) if code == 0 and made else (0, 1)
+        demo = 'python away/bin/kits-demo --out demo --n 6 --epochs 1'
+        code, _ = run(f'python -c "{where}" && {demo}', cwd=d, PYTHONPATH=f'{d}/away')
+        made = [Path(d)/'demo'/o for o in ('report.html', 'predictions/scores.csv', 'run/model.safetensors')]
+        return (1, 0) if code == 0 and all(o.exists() for o in made) else (0, 1)
 
 
-CHECKS = dict(notebooks=check_notebooks, nights=check_nights, export=check_export, clean=check_clean, readme=check_readme, site=check_site, wheel=check_wheel)
+CHECKS = dict(notebooks=check_notebooks, nights=check_nights, tools=check_tools, arrows=check_arrows,
+              book=check_book, export=check_export, clean=check_clean, readme=check_readme, site=check_site,
+              wheel=check_wheel)
 
 
 def main(names):

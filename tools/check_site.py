@@ -212,7 +212,8 @@ def check_pictures_of(config, top, report):
     "Favicon and social cards exist"
     website = config['website']
     cards = [website.get(k) for k in ('open-graph', 'twitter-card')]
-    named = [website.get('favicon'), website.get('image')] + [o.get('image') for o in cards if isinstance(o, dict)]
+    named = [website.get('favicon'), website.get('image')]
+    named += [o.get('image') for o in cards if isinstance(o, dict)]
     for o in filter(None, named):
         report('site picture', (top/o.lstrip('/')).is_file(), '_quarto.yml', f'{o} is missing')
 

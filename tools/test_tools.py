@@ -3,9 +3,10 @@
 
 A small chapter that breaks no rule is broken once for each rule, and that rule, no other, must notice; so for
 the arrows between packages and for the site's pages. The last line counts what passed and failed."""
-import base64, copy, sys
+import base64, contextlib, io, json, sys, tempfile
+from pathlib import Path
 
-import check_arrows, check_book
+import check_all, check_arrows, check_book, check_site, make_readme
 from notebooks import read_book
 
 failures, passes = [], 0
@@ -177,6 +178,104 @@ def test_arrows():
     library = dict(GOOD, core='def used(): 1\ndef idle(): 1\n', show='from .core import *\nused()')
     found = [i for i in check_arrows.arrows(library) if i.source == 'show']
     same('names needed', [check_arrows.needed(i, library) for i in found], [['used']])
+
+
+# The site
+
+def raw(source): return dict(cell_type='raw', id='', metadata={}, source=source)
+
+
+CONFIG = """bibliography: references.bib
+website:
+  site-url: https://kits.org/kits
+  favicon: icon.svg
+  navbar: {left: [{text: Blocks, href: book/07_blocks.ipynb}]}
+  sidebar: {contents: [index.qmd, {section: Book, contents: [book/07_blocks.ipynb, book/08_gate.ipynb]}]}
+"""
+LONG = 'Enough words for a page that is more than a heading. '*8
+
+
+def site():
+    "Files of a small processed site that is whole: {path: text, or the cells of a notebook}"
+    doc = '### f\n\n```python\ndef f(\n    x:Path\n):\n```\n'
+    blocks = [raw('---\noutput-file: blocks.html\n---'), md(LONG + '\n\n## A block\n\n$$x$$ {#eq-one}'),
+              md('As @eq-one and @fig-x of [@he2016deep] show; see [the gate](08_gate.ipynb#a-gate).'),
+              code('#| label: fig-x\n#| fig-cap: "X"\n#| fig-alt: "X"\nx', out(PICTURE, 'image/png')),
+              code('#| echo: false\nshow_doc(f)', out(doc, 'text/markdown'))]
+    links = '[f](https://kits.org/kits/book/blocks.html#f), [home](../index.qmd), ![a picture](../icon.svg)'
+    gate = [raw('---\noutput-file: gate.html\n---'), md(f'{LONG}\n\n## A gate\n\n{links}')]
+    return {'_quarto.yml': CONFIG, 'references.bib': '@article{he2016deep, title={}}', 'icon.svg': '<svg/>',
+            'index.qmd': f'---\ntitle: Home\n---\n{LONG}\n[Blocks](book/07_blocks.ipynb)',
+            'book/07_blocks.ipynb': blocks, 'book/08_gate.ipynb': gate}
+
+
+def site_notices(path='index.qmd', old='', new='', **files):
+    "The checks that notice a text replaced in a file of the site"
+    made = site()
+    for name, data in made.items():
+        text = data if isinstance(data, str) else json.dumps(dict(cells=data))
+        if name == path and old:
+            assert old in text, old
+            text = text.replace(old, new)
+        made[name] = text
+    report = check_site.Report()
+    with tempfile.TemporaryDirectory() as d:
+        for name, text in made.items():
+            (Path(d)/name).parent.mkdir(exist_ok=True)
+            (Path(d)/name).write_text(text, encoding='utf8')
+        check_site.check_pages(Path(d), report)
+    return sorted({o.split(': ')[1] for o in report.broken})
+
+
+def test_site():
+    same('a whole site', site_notices(), [])
+    one, two = 'book/07_blocks.ipynb', 'book/08_gate.ipynb'
+    for what, path, old, new, noticed_as in [
+        ('a link by name alone', 'index.qmd', 'book/07_blocks.ipynb', '07_blocks.ipynb', ['link']),
+        ('a link to the wrong folder', two, '../index.qmd', 'index.qmd', ['link']),
+        ('a page of the site that is not there', two, 'book/blocks.html#f', 'blocks.html#f', ['link']),
+        ('an anchor', one, '#a-gate', '#the-gate', ['anchor']),
+        ('a private name', two, 'blocks.html#f', 'blocks.html#_f', ['anchor']),
+        ('a linked code name', two, '[home]', '[[`f`](07_blocks.ipynb#f)]', ['words of a link']),
+        ('http', two, '../index.qmd', 'http://kits.org', ['outside link']),
+        ('a picture', two, '../icon.svg', 'icon.svg', ['image']),
+        ('no alternative text', two, '![a picture]', '![]', ['image in words']),
+        ('a reference', one, '@eq-one and', '@eq-two and', ['cross-reference']),
+        ('a reference in code', one, '\\nx"', '\\nx  # @eq-one"', ['reference in code']),
+        ('a citation', one, '@he2016deep', '@he2017deep', ['bibliography entry', 'citation']),
+        ('no caption', one, '#| fig-cap: \\"X\\"', '', ['figure']),
+        ('a type by a private path', one, 'x:Path', 'x:__main__.Path', ['signature']),
+        ('a built-in as a type', one, 'x:Path', 'x:<built-in function callable>', ['signature']),
+        ('no parameters', one, 'x:Path', '*args, **kwargs', ['signature']),
+        ('a label twice', one, 'As @eq-one', '$$y$$ {#eq-one} As @eq-one', ['label']),
+        ('a div', 'index.qmd', '[Blocks]', '::: {.callout-note}\n[Blocks]', ['div closed']),
+        ('a page outside the sidebar', '_quarto.yml', 'contents: [book/07_blocks.ipynb, ', 'contents: [',
+         ['page in sidebar']),
+        ('no such page', '_quarto.yml', 'href: book/07', 'href: 07', ['sidebar entry']),
+        ('the order', '_quarto.yml', '[book/07_blocks.ipynb, book/08_gate.ipynb]',
+         '[book/08_gate.ipynb, book/07_blocks.ipynb]', ['sidebar order']),
+        ('two pages with one address', two, 'gate.html', 'blocks.html', ['address', 'anchor']),
+        ('no icon', '_quarto.yml', 'icon.svg', 'icon.png', ['site picture']),
+    ]: same(what, site_notices(path, old, new), noticed_as)
+
+
+def test_all():
+    names = ['book/07_x.ipynb', 'engine/07_y.ipynb', 'index.ipynb', 'book/09_z.ipynb']
+    ended = '\n'.join(f'- Completed /a/nbs/{o}' for o in names[:3])
+    said = (ended + '\n\nnbdev Tests Failed On The Following Notebooks:\n====\n\tindex.ipynb\n')
+    with contextlib.redirect_stdout(io.StringIO()):
+        same('count', check_all.count_notebooks(1, said, names), (2, 2))
+        same('two runs', check_all.count_notebooks(1, said + said.replace('index', '07_x'), names), (1, 3))
+        same('a run that fails without a name', check_all.count_notebooks(1, ended, names[:3]), (3, 1))
+        same('all is well', check_all.count_notebooks(0, ended, names[:3]), (3, 0))
+
+
+def test_readme():
+    link = lambda text: make_readme.relink(text, check_all.ROOT)
+    url = make_readme.site_url(check_all.ROOT)
+    same('page', link('[a](book/07_blocks.ipynb#b)'), f'[a]({url}/book/blocks.html#b)')
+    same('qmd', link('[a](results.qmd)'), f'[a]({url}/results.html)')
+    same('picture', link('![a](images/a.png){fig-alt="b"}'), '![a](nbs/images/a.png)')
 
 
 if __name__ == '__main__':
