@@ -83,8 +83,8 @@ def unchanged(command):
 
 def git_status():
     "Lines of `git status`"
-    command = ['git', 'status', '--porcelain']
-    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines())
+    out = subprocess.check_output(['git', 'status', '--porcelain'], cwd=ROOT, text=True)
+    return set(out.splitlines())
 
 
 def check_tools(): return unchanged('python tools/test_tools.py')

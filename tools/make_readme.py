@@ -56,5 +56,5 @@ def readme(root=ROOT):
 if __name__ == '__main__':
     path, text = ROOT/'README.md', readme()
     stale = path.read_text(encoding='utf8') != text
-    if '--check' in sys.argv[1:]: sys.exit(stale and 'README.md is older than nbs/index.ipynb: run this again')
+    if '--check' in sys.argv[1:]: sys.exit(stale and 'README.md is older than nbs/index.ipynb')
     path.write_text(text, encoding='utf8')
