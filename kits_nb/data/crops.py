@@ -107,7 +107,7 @@ class CropDataset:
 
     def __getitem__(self, i): # (TensorCT int16 (1,D,H,W), TensorSeg uint8 (D,H,W)), and float32 (draws,) if there are any
         ct,seg = self.read(i)
-        item = TensorCT(torch.from_numpy(ct)[None]), TensorSeg(torch.from_numpy(seg))
+        item = TensorCT(to_tensor(ct)[None]), TensorSeg(to_tensor(seg))
         return (*item, self.draw(i)) if self.draws else item
 
     def read(self,

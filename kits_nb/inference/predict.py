@@ -153,7 +153,7 @@ def segment(
     cfg:PredictConfig=PredictConfig()  # Settings
 ) -> dict: # 'labels' and the maps that `cfg` asks for -> uint8 Volume on the scan's grid
     "Segment a scan; nothing but the scan and the results is held as a whole"
-    x,out = torch.from_numpy(work.data)[None].to(device_of(models[0])), {}
+    x,out = to_tensor(work.data)[None].to(device_of(models[0])), {}
     for s,y in resample_stream(_slabs(models, x, cfg), work.shape[0], grid.shape, cfg.slab):
         for k,v in _byte_maps(y, cfg).items(): out.setdefault(k, np.empty(grid.shape, np.uint8))[s] = v.cpu().numpy()
     return {k: grid.like(v) for k,v in out.items()}
@@ -165,7 +165,7 @@ def predict_volume(
 ) -> tuple: # (Volume of probabilities (2,d,h,w) on the working grid, Volume of uint8 labels on the CT's grid)
     "Segment a scan and keep the probabilities of the working grid, for a closer look"
     work = to_spacing(ct, common_meta(models)[0], cfg.slab)
-    prob = _slabs(models, torch.from_numpy(work.data)[None].to(device_of(models[0])), cfg.replace(uncertainty=False), sliding_window)
+    prob = _slabs(models, to_tensor(work.data)[None].to(device_of(models[0])), cfg.replace(uncertainty=False), sliding_window)
     return work.like(prob.cpu().numpy()), ct.like(labels_on(prob, ct.shape, cfg.slab, cfg.thresh))
 
 # %% ../../nbs/engine/51_predict.ipynb #n91f2

@@ -69,7 +69,7 @@ def _slices(data, size=32):
     "An array with any strides as parts that lie well in memory"
     for z in range(0, len(data), size):
         part = np.ascontiguousarray(data[z:z+size])
-        yield slice(z, z+len(part)), torch.from_numpy(part)[None]
+        yield slice(z, z+len(part)), to_tensor(part)[None]
 
 def to_spacing(
     ct:Volume,     # int16 HU
@@ -78,7 +78,7 @@ def to_spacing(
 ) -> Volume: # int16 HU on the working grid
     "Resample a scan without a floating-point copy of it"
     shape = resampled_shape(ct.shape, ct.spacing, spacing)
-    out = np.empty(shape, np.int16); to = torch.from_numpy(out)
+    out = np.empty(shape, np.int16); to = to_tensor(out)
     for s,y in resample_stream(_slices(ct.data), ct.shape[0], shape, slab): to[s] = y[0].round_()
     return Volume(out, resampled_affine(ct.affine, ct.shape, shape), ct.source)
 
