@@ -8,7 +8,8 @@ Docs: https://kits-nb.github.io/kits_nb/engine/recipe.html.md"""
 __all__ = ['RECIPES', 'TrainConfig', 'Recipe', 'get_recipe']
 
 # %% ../../nbs/engine/38_recipe.ipynb #t010
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 
 # %% ../../nbs/engine/38_recipe.ipynb #t011
@@ -19,7 +20,7 @@ from ..network.model import *
 # %% ../../nbs/engine/38_recipe.ipynb #c007
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    "How a network is trained; the defaults are the paper's section 3"
+    "How a network is trained; the defaults are those of the paper's section 4"
     crop:tuple = (176,176,176)   # Size of a training crop (D,H,W), voxels of the prepared grid
     bs:int = 1                   # Crops per step and process (8 processes make the paper's batch)
     per_case:int = 1             # Crops of every case in an epoch
@@ -28,8 +29,8 @@ class TrainConfig(Config):
     lr:float = 5e-5              # Initial learning rate, alpha_0
     power:float = .9             # Exponent of the schedule
     wd:float = 0.                # Decoupled weight decay
-    beta2:float = .999           # Adam's memory of squared gradients
-    clip:float = 0.              # Largest norm of a step's gradient; 0: any
+    beta2:float = .999           # Decay of Adam's mean squared gradient
+    clip:float = 0.              # Largest norm of a step's gradient; 0: no limit
     probs:tuple = (.8,.1,.1)     # Crops centred on tumor, any foreground, background
     jitter:float = 0.            # How far a crop may move off its centre, as a share of half its size
     edge_width:int = 1           # Width of the boundary target, voxels
@@ -40,11 +41,12 @@ class TrainConfig(Config):
     layout:str = 'auto'          # Memory order: 'contiguous', 'channels_last', or the quicker one
     fast:bool = True             # Use the layers of `speed_up` (without compile)?
     compile:bool = False         # Use torch.compile? (needs a C++ compiler on a CPU)
-    recompute:bool = False       # Compute residual blocks twice instead of keeping their insides: less memory, more time
+    recompute:bool = False       # Compute residual blocks twice? Less memory, more time
     fold:int = 0                 # The fold that is held out
     n_folds:int = 5              # Folds in all
     seed:int = 0                 # Of weights, crops and augmentation
     num_workers:int = 0          # Threads that read crops, per training process
+    threads:int = 0              # CPU threads that compute, per training process; 0: as many as PyTorch takes
 
 # %% ../../nbs/engine/38_recipe.ipynb #c008
 @dataclass(frozen=True)
@@ -54,32 +56,43 @@ class Recipe:
     net:NetConfig = NetConfig()
     train:TrainConfig = TrainConfig()
 
-    def to_dict(self) -> dict: return {o: getattr(self, o).to_dict() for o in ('prepare', 'net', 'train')}
+    def to_dict(self) -> dict: return {f.name: getattr(self, f.name).to_dict() for f in fields(self)}
 
     @classmethod
     def from_dict(cls,
         d:dict,           # {'prepare': {…}, 'net': {…}, 'train': {…}}
         path:Path|str=''  # Where it was read from, for error messages
     ) -> 'Recipe': # Raises `CaseError` on an unknown setting
-        return cls(**{o: k.from_dict(d[o], path) for o,k in (('prepare',PrepareConfig), ('net',NetConfig), ('train',TrainConfig))})
+        return cls(**{f.name: type(f.default).from_dict(d[f.name], path) for f in fields(cls)})
 
     def replace(self,
-        **kwargs # Settings of `TrainConfig`
-    ) -> 'Recipe': # The same recipe, trained differently
-        return Recipe(self.prepare, self.net, self.train.replace(**kwargs))
+        **kwargs # Settings of `PrepareConfig`, `NetConfig` or `TrainConfig`
+    ) -> 'Recipe': # The same recipe with these settings; raises `CaseError` for an unknown one
+        groups = self.to_dict()
+        _check_names(kwargs, [o for d in groups.values() for o in d])
+        new = {k: {o: v for o,v in kwargs.items() if o in d} for k,d in groups.items()}
+        return Recipe(**{k: getattr(self, k).replace(**d) for k,d in new.items()})
+
+def _check_names(names, known):
+    for o in names:
+        if o in known: continue
+        near = get_close_matches(o, known, 1)
+        hint = f'did you mean {near[0]}?' if near else f'The settings are {", ".join(known)}'
+        raise CaseError(f'there is no setting called {o}', fix=hint)
 
 # %% ../../nbs/engine/38_recipe.ipynb #c010
 RECIPES = dict(
     tiny = Recipe(PrepareConfig(spacing=(4.,4.,4.)), NetConfig.preset('tiny'),
-                  TrainConfig(crop=(32,32,32), bs=1, per_case=5, valid_per_case=10, epochs=10, lr=8e-4, beta2=.99, clip=1., probs=(.6,.1,.3), jitter=.4,
-                              intensity=(.03,.005))),
-    paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)),
+        TrainConfig(crop=(32,32,32), per_case=5, valid_per_case=10, epochs=10, lr=8e-4, beta2=.99, clip=1.,
+                    probs=(.6,.1,.3), jitter=.4, intensity=(.03,.005))),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
-                     TrainConfig(crop=(128,128,128), bs=4, per_case=2, lr=2e-4, wd=1e-5, num_workers=8)))
+        TrainConfig(crop=(128,128,128), bs=4, per_case=2, lr=2e-4, wd=1e-5, num_workers=8)),
+    paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)))
 
 def get_recipe(
-    name:str # 'tiny', 'paper' or 'one_gpu'
+    name:str # 'tiny', 'one_gpu' or 'paper'
 ) -> Recipe: # Raises `CaseError` for another name
     "A recipe by its name"
     if name in RECIPES: return RECIPES[name]
-    raise CaseError(f'recipe {name!r}', f'one of {", ".join(RECIPES)}', 'choose one of these, and change single settings by name')
+    raise CaseError(f'there is no recipe called {name!r}',
+                    fix=f'choose one of {", ".join(RECIPES)}, and change single settings by name')
