@@ -270,6 +270,31 @@ def test_all():
         same('all is well', check_all.count_notebooks(0, ended, names[:3]), (3, 0))
 
 
+def processed(folder, source):
+    "What `short_pages` leaves of a function's signature and source: (Markdown, source)"
+    from fastcore.nbio import dict2nb
+    from kits_nb._pages import short_pages
+    signature = 'def f(\n    x:__main__.Volume, # numpy.Any of it\n)->numpy.ndarray:'
+    doc = f'### f\n\n```python\n{signature}\n```\n\n*Doc*'
+    cells = [code('show_doc(f)', out(doc, 'text/markdown')), code(source)]
+    nb = dict2nb(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
+    nb.path_ = f'nbs/{folder}/07_x.ipynb'
+    short_pages(nb).begin()
+    return nb.cells[0].outputs[0].data['text/markdown'], nb.cells[1].source
+
+
+def test_pages():
+    source = '#| code-fold: show\n#| exports: true\ndef f(x): return x'
+    short = '### f\n\n```python\ndef f(\n    x:Volume, # numpy.Any of it\n)->ndarray:\n```\n\n*Doc*'
+    same('a signature in the book', processed('book', source), ('### f\n\n*Doc*', source))
+    folded = source.replace('fold: show', 'fold: true')
+    same('and in the engine room', processed('engine', source), (short, folded))
+    same('and of hidden source', processed('book', 'f(1)'), (short, 'f(1)'))
+    from kits_nb._pages import short_types
+    same('nothing to say', short_types('```python\ndef f(\n    *args:Any, **kwargs:Any\n)->None:\n```\n'), '')
+    same('defaults', short_types('def f(a:list=<factory>, b:x.B=<factory>):'), 'def f(a:list=[], b:B=…):')
+
+
 def test_readme():
     link = lambda text: make_readme.relink(text, check_all.ROOT)
     url = make_readme.site_url(check_all.ROOT)
