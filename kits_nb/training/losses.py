@@ -10,23 +10,32 @@ __all__ = ['dice_loss', 'sobel', 'edge_target', 'weighted_bce', 'BoundaryLoss']
 # %% ../../nbs/book/10_losses.ipynb #c010
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
-
-# %% ../../nbs/book/10_losses.ipynb #c011
 from ..core import *
 from ..data.volume import *
 
 # %% ../../nbs/book/10_losses.ipynb #c012
 def dice_loss(
     logits:Tensor,   # Before the sigmoid (B,C,D,H,W), any float dtype
-    targ:Tensor,     # Masks (B,C,D,H,W), bool, or 0 and 1
+    targ:Tensor,     # Masks (B,C,D,H,W), bool, or from 0 to 1
     eps:float=1e-5,  # Keeps an empty class from dividing zero by zero
     pool=None        # Adds sums over processes: `pool_sums`
-) -> Tensor: # Mean over the classes: a scalar in [0,1], float32
+) -> Tensor: # Mean over the classes: a scalar in [0,1]; raises `ValueError` for other shapes or values
     "Soft Dice loss with squared denominators, summed over the batch"
-    p,y,dims = logits.float().sigmoid(), targ.float(), (0,2,3,4)
-    sums = torch.stack([(y*p).sum(dims), (y**2).sum(dims) + (p**2).sum(dims)])  # (2,C)
+    _check_masks(logits, targ)
+    p,y,dims = _wide(logits).sigmoid(), _wide(targ), (0,2,3,4)
+    sums = torch.stack([(y*p).sum(dims), (y**2).sum(dims) + (p**2).sum(dims)])   # (2,C)
     overlap,sizes = pool(sums) if pool else sums
-    return (1 - 2*overlap/(sizes + eps)).mean()                                 # the paper's eq. 1
+    return (1 - 2*overlap/(sizes + eps)).mean()                                  # the paper's eq. 1
+
+def _wide(x): return x.to(torch.promote_types(x.dtype, torch.float32))   # float32; float64 stays
+
+def _check_masks(logits, targ):
+    if targ.shape != logits.shape:
+        raise ValueError(f'the masks have the shape {tuple(targ.shape)}, the logits {tuple(logits.shape)}: '
+                         'make masks (B,2,D,H,W) of labels (B,D,H,W) with to_channels')
+    if targ.dtype != torch.bool and targ.numel() and not (0 <= targ.min() and targ.max() <= 1):
+        raise ValueError(f'the masks have values from {targ.min():g} to {targ.max():g}, '
+                         'but must lie between 0 and 1: compare with the label first, such as labels == 2')
 
 # %% ../../nbs/book/10_losses.ipynb #c013
 def sobel(
@@ -54,8 +63,11 @@ def _change(x, dim):
 def edge_target(
     masks:Tensor,  # (B,C,D,H,W), bool
     width:int=1    # Of the edge on each side of the surface, voxels
-) -> Tensor: # (B,C,D,H,W), bool
+) -> Tensor: # (B,C,D,H,W), bool; raises `ValueError` for masks that are not bool, or a width below 1
     "Edges of masks: Sobel magnitude above zero, dilated for a larger width"
+    if masks.dtype != torch.bool:
+        raise ValueError(f'the masks are {masks.dtype}, but must be bool: make them with to_channels')
+    if width < 1: raise ValueError(f'the width is {width}, but must be at least 1')
     d,h,w = sobel(masks.to(torch.int8))
     edge = (d | h | w) != 0
     if width == 1: return edge
@@ -64,18 +76,21 @@ def edge_target(
 # %% ../../nbs/book/10_losses.ipynb #c015
 def weighted_bce(
     logits:Tensor,        # Before the sigmoid (B,C,D,H,W), any float dtype
-    edges:Tensor,         # Edge masks (B,C,D,H,W), bool, or 0 and 1
+    edges:Tensor,         # Edge masks (B,C,D,H,W), bool, or from 0 to 1
     reduction:str='mean', # Over voxels: 'mean', or 'sum' as the paper writes it
     pool=None             # Adds sums over processes: `pool_sums`
-) -> Tensor: # Mean over the classes: a scalar, float32; raises ValueError for another reduction
+) -> Tensor: # Mean over the classes: a scalar; raises `ValueError` for other shapes, values, or reductions
     "Cross-entropy in which edge and other voxels weigh the same in total"
-    if reduction not in ('mean', 'sum'): raise ValueError(f"reduction is {reduction!r}, but must be 'mean' or 'sum'")
-    y,dims = edges.float(), (0,2,3,4)
-    counts = torch.stack([(1-y).sum(dims), torch.ones_like(y).sum(dims)])       # (2,C)
+    _check_masks(logits, edges)
+    if reduction not in ('mean', 'sum'):
+        raise ValueError(f"the reduction is {reduction!r}, but must be 'mean' or 'sum'")
+    x,dims = _wide(logits), (0,2,3,4)
+    y = edges.to(x.dtype)
+    counts = torch.stack([(1-y).sum(dims), torch.ones_like(y).sum(dims)])          # (2,C)
     others,voxels = pool(counts) if pool else counts
-    beta = (others/voxels).view(-1,1,1,1)                                       # share of non-edge voxels (C,1,1,1)
+    beta = (others/voxels).view(-1,1,1,1)                                          # non-edge voxels' share
     weight = beta*y + (1-beta)*(1-y)
-    loss = F.binary_cross_entropy_with_logits(logits.float(), y, weight, reduction=reduction)  # the paper's eq. 2
+    loss = F.binary_cross_entropy_with_logits(x, y, weight, reduction=reduction)   # the paper's eq. 2
     return loss if reduction == 'mean' else loss/logits.shape[1]
 
 # %% ../../nbs/book/10_losses.ipynb #c016
@@ -95,8 +110,11 @@ class BoundaryLoss(nn.Module):
     def forward(self,
         pred:tuple,  # (mask logits (B,2,D,H,W), edge logits (B,2,D,H,W) or None)
         targ:Tensor  # Labels (B,D,H,W), uint8
-    ) -> Tensor: # A scalar, float32; the unweighted parts are left in `parts`
-        (seg,edge),masks = pred, to_channels(targ.as_subclass(Tensor))   # (B,2,D,H,W)
+    ) -> Tensor: # A scalar; leaves the unweighted parts in `parts`; raises `ValueError` for other shapes
+        (seg,edge),masks = _pair(pred), to_channels(targ.as_subclass(Tensor))   # (B,2,D,H,W)
+        if seg.shape != masks.shape:
+            raise ValueError(f'the labels have the shape {tuple(targ.shape)}, but logits {tuple(seg.shape)} '
+                             'need labels (B,D,H,W)')
         parts = dict(dice=dice_loss(seg, masks, pool=self.pool))
         if edge is not None:
             edges = edge_target(masks, self.width)
@@ -107,3 +125,8 @@ class BoundaryLoss(nn.Module):
 
     def activation(self, pred): return pred[0].float().sigmoid()   # fastai: probabilities of the masks
     def decodes(self, prob): return to_labels(prob)                # fastai: labels
+
+def _pair(pred):
+    if isinstance(pred, (tuple, list)) and len(pred) == 2: return pred
+    found = 'one tensor' if isinstance(pred, Tensor) else f'{len(pred)} values'
+    raise ValueError(f'the prediction is {found}, but must be two: (mask logits, edge logits or None)')
