@@ -44,7 +44,7 @@ class ResBlock(nn.Module):
     def forward(self, x): # (B,n,D,H,W) -> (B,n,D,H,W)
         y = self.conv1(F.relu(self.norm1(x)))
         y = self.conv2(F.relu(self.norm2(y)))
-        return x + y
+        return x + y                                    # eq. (3)
 
 # %% ../../nbs/book/07_blocks.ipynb #c014
 class Encoder(nn.Module):

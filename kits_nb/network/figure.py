@@ -18,48 +18,116 @@ from .model import *
 def record_shapes(
     cfg:NetConfig,      # The architecture
     size:tuple=(176,)*3 # Crop (D,H,W)
-) -> dict: # Part of the network -> (features, D, H, W)
+) -> dict: # Part of the network, such as 'encoder 1' -> (channels, D, H, W)
     "What comes out of every part"
     with torch.device('meta'): net,x = BoundaryNet(cfg), torch.empty(1, cfg.in_channels, *size)
-    shapes,parts = {}, dict(encoder=net.encoder.levels, decoder=net.decoder.levels, gate=net.boundary.gates if net.boundary else [])
+    shapes = dict(input=tuple(x.shape[1:]))
     def note(name):
         def hook(m, _, y): shapes[name] = tuple((y[0] if isinstance(y, tuple) else y).shape[1:])
         return hook
-    for part,mods in parts.items():
-        for i,m in enumerate(mods): m.register_forward_hook(note(f'{part} {i+1}'))
+    for name,m in _parts(net): m.register_forward_hook(note(name))
     net(x)
     return shapes
 
+def _parts(net):
+    "Names and modules in the order of the forward pass"
+    yield 'stem', net.encoder.stem
+    yield from ((f'encoder {i+1}', m) for i,m in enumerate(net.encoder.levels))
+    yield from ((f'decoder {i+1}', m) for i,m in enumerate(net.decoder.levels))
+    if net.boundary:
+        yield 'start', net.boundary.start
+        yield from ((f'gate {i+1}', m) for i,m in enumerate(net.boundary.gates))
+        yield 'edges', net.boundary.head
+    yield 'masks', net.head
+
+# %% ../../nbs/engine/33_figure.ipynb #c0dfb364
+_COLUMNS = dict(encoder=0, boundary=2.7, decoder=5.2, concat=6.6, masks=8)   # x of each column's middle
+_WIDE,_HIGH,_ROW = .8, .24, 1.3               # half a box's width and height; from one level to the next
+_TINTS = dict(encoder='#56B4E9', boundary='#E69F00', decoder='#009E73', head='#CC79A7', input='#999999')
+
+def _box(ax, x, y, tint, name, shape, high=_HIGH):
+    from matplotlib.patches import FancyBboxPatch
+    style = dict(boxstyle='round,pad=0,rounding_size=.08', ec=_TINTS[tint], lw=1.2, zorder=3)
+    ax.add_patch(FancyBboxPatch((x-_WIDE, y-high), 2*_WIDE, 2*high, fc='white', **style))
+    ax.add_patch(FancyBboxPatch((x-_WIDE, y-high), 2*_WIDE, 2*high, fc=_TINTS[tint], alpha=.3, **style))
+    c,*sides = shape
+    size = f'{sides[0]}³' if len(set(sides)) == 1 else '·'.join(map(str, sides))
+    ax.text(x, y, f'{name}\n{c} × {size}', ha='center', va='center', fontsize=7.5, zorder=4)
+
+def _line(ax, *points, text=None, at=None):
+    "An arrow along points, and a word beside it"
+    from matplotlib.patheffects import Normal, Stroke
+    rim = [Stroke(linewidth=4, foreground='white'), Normal()]
+    (*_,a,b) = points
+    ax.plot(*zip(*points), color='.35', lw=1.1, path_effects=rim, zorder=2, solid_joinstyle='round')
+    ax.annotate('', b, a, arrowprops=dict(arrowstyle='-|>', color='.35', lw=0, shrinkA=0, shrinkB=0))
+    if text: ax.text(*at, text, fontsize=7, color='.3', va='center')
+
+def _sign(ax, x, y, sign):
+    ax.plot(x, y, 'o', ms=12, mfc='white', mec='.35', zorder=3)
+    ax.text(x, y, sign, ha='center', va='center', fontsize=8, zorder=4)
+
+# %% ../../nbs/engine/33_figure.ipynb #f3f9d50c
+def _tracks(i): return _HIGH - _ROW*i, -.3 - _ROW*i       # heights of level i's upper and lower track
+
+def _blocks(k): return 'residual block' if k == 1 else f'{k} residual blocks'
+
+def _draw_encoder(ax, cfg, shapes):
+    x,n = _COLUMNS['encoder'], len(cfg.blocks_down)
+    _box(ax, x, 2*.9+_HIGH, 'input', 'CT crop', shapes['input'])
+    _box(ax, x, .9+_HIGH, 'encoder', '3×3×3 conv', shapes['stem'])
+    _line(ax, (x, 1.8), (x, .9+2*_HIGH)); _line(ax, (x, .9), (x, .48))
+    for i,k in enumerate(cfg.blocks_down):
+        _box(ax, x, -_ROW*i, 'encoder', _blocks(k), shapes[f'encoder {i+1}'], high=2*_HIGH)
+        if i == n-1: break
+        _line(ax, (x, -.48-_ROW*i), (x, .48-_ROW*(i+1)), text='stride 2', at=(x+.08, -_ROW*(i+.5)))
+
+def _draw_decoder(ax, cfg, shapes):
+    (e,x),n = (_COLUMNS[o] for o in ('encoder', 'decoder')), len(cfg.blocks_up)
+    low = _tracks(n)[1]
+    _line(ax, (e+_WIDE, low), (x, low), (x, _tracks(n-1)[1]-.13), text='× 2', at=(x+.08, _tracks(n)[0]))
+    for i in range(n):
+        upper,lower = _tracks(i)
+        _line(ax, (e+_WIDE, lower), (x-.13, lower)); _sign(ax, x, lower, '+')
+        _line(ax, (x, lower+.13), (x, upper-_HIGH))
+        _box(ax, x, upper, 'decoder', _blocks(cfg.blocks_up[n-1-i]), shapes[f'decoder {n-i}'])
+        if i: _line(ax, (x, upper+_HIGH), (x, _tracks(i-1)[1]-.13), text='× 2', at=(x+.08, upper+_HIGH+.16))
+
+def _draw_boundary(ax, cfg, shapes):
+    (e,x,c),n = (_COLUMNS[o] for o in ('encoder', 'boundary', 'concat')), len(cfg.blocks_up)
+    branch,bottom,above = e + _WIDE + .5, _tracks(n)[0], _tracks(n-1)[0]
+    ax.plot(branch, above, 'o', ms=3, color='.35', zorder=3)
+    _line(ax, (branch, above), (branch, bottom+.13))
+    _line(ax, (e+_WIDE, bottom), (branch-.13, bottom), text='× 2', at=(e+_WIDE+.08, bottom+.13))
+    _sign(ax, branch, bottom, 'C'); _line(ax, (branch+.13, bottom), (x-_WIDE, bottom))
+    _box(ax, x, bottom, 'boundary', 'residual block', shapes['start'])
+    for i in range(n):
+        upper,below = _tracks(i)[0], _tracks(i+1)[0] + _HIGH
+        _line(ax, (e+_WIDE, upper), (x-_WIDE, upper)); _line(ax, (x, below), (x, upper-_HIGH))
+        if i < n-1: ax.text(x+.08, below+.16, '× 2', fontsize=7, color='.3', va='center')
+        _box(ax, x, upper, 'boundary', 'attention gate', shapes[f'gate {n-i}'])
+    _line(ax, (x, 2*_HIGH), (x, .9)); _box(ax, x, .9+_HIGH, 'boundary', 'edge logits', shapes['edges'])
+    _line(ax, (x+_WIDE, .9+_HIGH), (c, .9+_HIGH), (c, _HIGH+.13))
+
+# %% ../../nbs/engine/33_figure.ipynb #6295f2dc
 def draw_network(
     cfg:NetConfig,       # The architecture
     size:tuple=(176,)*3, # Crop (D,H,W)
     ax=None              # Matplotlib axes
-):
-    "The paper's Figure 2: one box per part, levels from top (fine) to bottom (coarse)"
+): # The axes
+    "The paper's Figure 2: a column for each stream, levels from fine (top) to coarse"
     import matplotlib.pyplot as plt
-    shapes,n = record_shapes(cfg, size), len(cfg.blocks_down)
-    ax = ax or plt.subplots(figsize=(9, 1.1*n + .6), dpi=80)[1]
-    spots = {f'encoder {i+1}': (0, -i, '#56B4E9') for i in range(n)} | {f'decoder {i+1}': (2, i+2-n, '#009E73') for i in range(n-1)}
-    spots |= {k: (1, int(k[5:])+1-n, '#E69F00') for k in shapes if k.startswith('gate')}
-    for name,(col,row,color) in spots.items(): _box(ax, col, row, color, name, shapes[name])
-    for a,b in _arrows(spots, n): _arrow(ax, spots[a][:2], spots[b][:2])
-    _box(ax, 3, 0, '#CC79A7', 'head', (cfg.out_channels, *size))
-    _arrow(ax, (2,0), (3,0))
-    if cfg.boundary: _arrow(ax, (1,0), (3,0), rad=-.35)
-    ax.set(xlim=(-.45, 3.45), ylim=(.75-n, .6)); ax.axis('off')
+    shapes,n,c,h = record_shapes(cfg, size), len(cfg.blocks_up), _COLUMNS['concat'], _COLUMNS['masks']
+    ax = ax or plt.subplots(figsize=(7.8, .9*n + 2.6), layout='constrained')[1]
+    names = dict(encoder='encoder', decoder='decoder')
+    if cfg.boundary: names['boundary'] = 'boundary stream'
+    for k,name in names.items(): ax.text(_COLUMNS[k], -_ROW*n - .75, name, ha='center', fontsize=9)
+    _draw_encoder(ax, cfg, shapes); _draw_decoder(ax, cfg, shapes)
+    if cfg.boundary: _draw_boundary(ax, cfg, shapes)
+    start,end = _COLUMNS['decoder'] + _WIDE, h - _WIDE
+    stops = (start, c-.13, c+.13, end) if cfg.boundary else (start, end)
+    for a,b in zip(stops[::2], stops[1::2]): _line(ax, (a, _HIGH), (b, _HIGH))
+    if cfg.boundary: _sign(ax, c, _HIGH, 'C')
+    _box(ax, h, _HIGH, 'head', 'mask logits', shapes['masks'])
+    ax.set(xlim=(-_WIDE-.1, h+_WIDE+.1), ylim=(-_ROW*n-.9, 2.4)); ax.axis('off')
     return ax
-
-# %% ../../nbs/engine/33_figure.ipynb #c019
-def _box(ax, col, row, color, name, shape):
-    ax.text(col, row, f'{name}\n{shape[0]} × ' + '·'.join(map(str, shape[1:])), ha='center', va='center', fontsize=9,
-            bbox=dict(boxstyle='round,pad=.45', fc=color, alpha=.35, ec=color))
-
-def _arrow(ax, a, b, rad=0.):
-    ax.annotate('', b, a, arrowprops=dict(arrowstyle='->', color='.4', shrinkA=32, shrinkB=32, connectionstyle=f'arc3,rad={rad}'))
-
-def _arrows(spots, n):
-    "Pairs of parts that are connected"
-    down = [(f'encoder {i}', f'encoder {i+1}') for i in range(1, n)]
-    up = [(f'decoder {i}', f'decoder {i+1}') for i in range(1, n-1)] + [(f'encoder {n}', 'decoder 1')]
-    gates = [(f'gate {i}', f'gate {i+1}') for i in range(1, n-1)] + [(f'encoder {n-i}', f'gate {i}') for i in range(1, n)] + [(f'encoder {n}', 'gate 1')]
-    return down + up + [o for o in gates if o[1] in spots]
