@@ -1,22 +1,30 @@
-"""Our full training step beside MONAI's SegResNet: seconds per GFLOP, and memory.
+"""Our full training step beside others': seconds, seconds per GFLOP, and memory.
 
-    python bench/train_step.py                                    # CPU, 64³ and 96³, float32 and bfloat16
+    python bench/train_step.py                                    # CPU, paper, 64³ and 96³, float32 and bfloat16, beside MONAI
+    python bench/train_step.py --preset tiny                      # the step of the demonstration: 32³, the network `tiny`
+    python bench/train_step.py --plain                            # beside the plain network, without the fast layers
+    python bench/train_step.py --before ../older                  # beside an older checkout: the ratio that a change is judged by
     python bench/train_step.py --sizes 176 --device cuda --precisions tf32,bfloat16 --compile both
 
 A step is: forward, loss (ours makes its edge targets in it), backward, Adam. MONAI's is SegResNet(16 filters, blocks 1,2,2,4)
-with DiceLoss(sigmoid, squared_pred, batch) and torch.optim.Adam. Each network has a process of its own, and the rounds are interleaved,
-ours then MONAI's; the ratio is the median of each round's ratio. Ours is placed as `train` does it, which on a CPU includes `keep_memory`;
-`--keep` gives it to MONAI's process too, or to none. Arithmetic is counted by torch.utils.flop_counter for both. Memory is the peak of a
-process above what it held before its network was made.
+with DiceLoss(sigmoid, squared_pred, batch) and torch.optim.Adam. Each network has a process of its own, and the rounds are
+interleaved; a ratio is the median of each round's ratio, of our seconds over theirs. Ours is placed as `train` does it, which
+on a CPU includes `keep_memory`; `--keep` gives it to MONAI's process too, or to none. `--before` runs in a process whose
+PYTHONPATH is the older checkout, which may have a flat layout. Arithmetic is counted by torch.utils.flop_counter for each.
+Memory is the peak of a process above what it held before its network was made.
 """
-import argparse, json, platform, resource, statistics, subprocess, sys, time
+import argparse, json, os, platform, statistics, time
 from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from measure import Worker, commit_of, serve, status, versions
+
+SIZES = dict(paper='64,96', tiny='32')
 
 def parse():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--sizes', default='64,96', help='sides of the cubic crop, voxels')
+    p.add_argument('--preset', default='paper', help='of the network: paper or tiny')
+    p.add_argument('--sizes', default='', help='sides of the cubic crop, voxels; 64,96 for paper and 32 for tiny')
     p.add_argument('--precisions', default='float32,bfloat16', help='of float32, tf32 (CUDA), bfloat16')
     p.add_argument('--device', default='cpu', help='cpu or cuda')
     p.add_argument('--rounds', type=int, default=7, help='measured rounds, after one that is not')
@@ -25,8 +33,13 @@ def parse():
     p.add_argument('--compile', default='no', choices=['no','yes','both'], help='with torch.compile?')
     p.add_argument('--layout', default='auto', choices=['auto','contiguous','channels_last'], help="memory order of our network")
     p.add_argument('--keep', default='ours', choices=['ours','both','none'], help='whose process keeps freed memory (CPU)')
+    p.add_argument('--plain', action='store_true', help='beside our plain network')
+    p.add_argument('--before', default='', help='beside the version in this checkout')
+    p.add_argument('--no-monai', action='store_true', help="without MONAI's, which is beside the paper's network by default")
     p.add_argument('--serve', help=argparse.SUPPRESS)
-    return p.parse_args()
+    args = p.parse_args()
+    args.sizes = args.sizes or SIZES[args.preset]
+    return args
 
 def batch(n, bs, device):
     "Noise, and a box of kidney with a box of tumor in it"
@@ -38,21 +51,37 @@ def batch(n, bs, device):
 
 def autocast(args, precision): return torch.autocast(args.device, torch.bfloat16, enabled=precision == 'bfloat16')
 
-def our_step(args, precision, n, compiled):
+def library():
+    "(place, BoundaryNet, PRESETS, BoundaryLoss, adam, keep_memory, saved_bytes) of this version or of one with a flat layout"
+    try:
+        from kits_nb.network.device import keep_memory, place
+        from kits_nb.network.fast import saved_bytes
+        from kits_nb.network.model import BoundaryNet, PRESETS
+        from kits_nb.training.losses import BoundaryLoss
+        from kits_nb.training.learner import adam
+    except ImportError:
+        from kits_nb.layers import saved_bytes
+        from kits_nb.losses import BoundaryLoss
+        from kits_nb.network import BoundaryNet, PRESETS, keep_memory, place
+        from kits_nb.training import adam
+    return place, BoundaryNet, PRESETS, BoundaryLoss, adam, keep_memory, saved_bytes
+
+def our_step(args, precision, n, compiled, **kw):
     "One training step of kits_nb, as a function without arguments"
-    from kits_nb.training.losses import BoundaryLoss
-    from kits_nb.network.model import BoundaryNet, place
-    from kits_nb.training.learner import adam
+    place,BoundaryNet,PRESETS,BoundaryLoss,adam,*_ = library()
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == 'bfloat16' else torch.float32
-    net,loss = place(BoundaryNet(), args.device, dtype, args.layout), BoundaryLoss()
+    net,loss = place(BoundaryNet(PRESETS[args.preset]), args.device, dtype, args.layout, **kw), BoundaryLoss()
     opt,(x,lab) = adam(net.parameters(), lr=5e-5), batch(n, args.bs, args.device)
     call = torch.compile(net) if compiled else net
     def step():
         with autocast(args, precision): pred = call(x)
         loss(pred, lab).backward()
-        opt.step(); opt.zero_grad()
+        opt.step()
+        opt.zero_grad()
     return step
+
+def plain_step(*args): return our_step(*args, fast=False)
 
 def monai_step(args, precision, n, compiled):
     "The same of MONAI's SegResNet with its Dice loss"
@@ -67,13 +96,20 @@ def monai_step(args, precision, n, compiled):
     def step():
         with autocast(args, precision): pred = call(x)
         loss(pred.float(), masks).backward()
-        opt.step(); opt.zero_grad()
+        opt.step()
+        opt.zero_grad()
     return step
 
-STEPS = dict(kits_nb=our_step, monai=monai_step)
+STEPS = dict(kits_nb=our_step, plain=plain_step, before=our_step, monai=monai_step)
+
+def contestants(args):
+    "Names of `STEPS` in this run, ours first"
+    beside = dict(plain=args.plain, before=args.before, monai=args.preset == 'paper' and not args.no_monai)
+    return ['kits_nb', *(k for k,on in beside.items() if on)]
 
 def seconds(step, device):
-    start = time.perf_counter(); step()
+    start = time.perf_counter()
+    step()
     if device == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - start
 
@@ -83,51 +119,35 @@ def gflops(args, name, *what):
     with FlopCounterMode(display=False) as f: step()
     return f.get_total_flops()/1e9
 
-def resident():
-    "Bytes of this process in memory now"
-    return int(Path('/proc/self/statm').read_text().split()[1])*resource.getpagesize()
-
-def peak_resident():
-    "The most bytes this process ever had in memory; not getrusage's, which in a child starts at its parent's peak"
-    line = next(o for o in open('/proc/self/status') if o.startswith('VmHWM'))
-    return int(line.split()[1])*1024
-
-def serve(args):
-    "In a child: says when it is ready, then times a step for each line that comes in, and at the end tells memory and arithmetic"
+def work(args):
+    "In a worker: seconds of a step, and at the end memory and arithmetic"
     name,precision,n,compiled = json.loads(args.serve)
-    import monai.losses, monai.networks.nets, kits_nb.training.learner
-    from kits_nb.network.fast import saved_bytes
-    from kits_nb.network.model import keep_memory
+    if name == 'monai': import monai.losses, monai.networks.nets
+    keep_memory,saved_bytes = library()[-2:]
     set_precision(precision)
-    STEPS[name](args, precision, 16, False)()                            # libraries load their code
-    if args.device == 'cpu' and args.keep in dict(kits_nb=('ours','both'), monai=('both',))[name]: keep_memory()
-    before = resident()
+    STEPS[name](args, precision, 32, False)()                               # libraries load their code
+    kept = dict(ours=name != 'monai', both=True, none=False)[args.keep]
+    if args.device == 'cpu' and kept: keep_memory()
+    before = status('VmRSS')
     step = STEPS[name](args, precision, n, compiled)
     step()
-    print(json.dumps('ready'), flush=True)
-    for _ in sys.stdin: print(json.dumps(seconds(step, args.device)), flush=True)
-    peak = torch.cuda.max_memory_allocated() if args.device == 'cuda' else peak_resident() - before
-    print(json.dumps([peak/1e6, saved_bytes(step)/1e6, gflops(args, name, precision, n, False)]), flush=True)
+    def at_end():
+        peak = torch.cuda.max_memory_allocated() if args.device == 'cuda' else status('VmHWM') - before
+        return [peak/1e6, saved_bytes(step)/1e6, gflops(args, name, precision, n, False)]
+    def reply(repeat): return sum(seconds(step, args.device) for _ in range(repeat))/repeat
+    serve(reply, at_end)
 
-class Child:
-    "A process that times steps of one network"
-    def __init__(self, args, *what):
-        cmd = [sys.executable, __file__, '--device', args.device, '--bs', str(args.bs), '--layout', args.layout, '--threads', str(args.threads),
+def start(args, *what):
+    "A worker for one contestant"
+    options = ['--preset', args.preset, '--device', args.device, '--bs', args.bs, '--layout', args.layout, '--threads', args.threads,
                '--keep', args.keep, '--serve', json.dumps(what)]
-        self.p = subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.read()                                                          # it is ready
-
-    def read(self):
-        while line := self.p.stdout.readline():
-            if line[0] in '[0123456789"': return json.loads(line)
-        raise RuntimeError(f'the process ended with code {self.p.wait()}')
-
-    def step(self): print(file=self.p.stdin, flush=True); return self.read()
-    def finish(self): self.p.stdin.close(); return self.read()
+    env = dict(PYTHONPATH=str(Path(args.before).resolve())) if what[0] == 'before' else {}
+    return Worker(__file__, *map(str, options), env=env)
 
 def bandwidth(device, mb=512):
     "Bytes per second of a copy, for the roofline"
-    a = torch.zeros(mb*2**18, device=device); b = torch.empty_like(a)
+    a = torch.zeros(mb*2**18, device=device)
+    b = torch.empty_like(a)
     times = [seconds(lambda: b.copy_(a), device) for _ in range(7)]
     return 2*a.numel()*4/statistics.median(times)
 
@@ -143,31 +163,45 @@ def set_precision(precision):
     torch.backends.cudnn.allow_tf32 = precision == 'tf32'
 
 def compare(args, precision, n, compiled):
-    children = {k: Child(args, k, precision, n, compiled) for k in STEPS}
-    for c in children.values(): c.step()
-    rounds = [{k: c.step() for k,c in children.items()} for _ in range(args.rounds)]
-    found = {k: c.finish() for k,c in children.items()}
-    peak,kept,flops = ({k: o[i] for k,o in found.items()} for i in range(3))
-    mid = {k: statistics.median(o[k] for o in rounds) for k in STEPS}
-    ratio = statistics.median(o['kits_nb']/o['monai'] for o in rounds)
-    name = f'{n}³ {precision}{" compiled" if compiled else ""}'
-    for k in STEPS: print(f'{name:22} {k:8} {mid[k]:8.3f} s  {flops[k]:7.0f} GFLOP  {1000*mid[k]/flops[k]:6.2f} ms/GFLOP  peak {peak[k]:6.0f} MB  kept {kept[k]:6.0f} MB')
-    print(f'{name:22} ratio    {ratio:8.3f} of the time, {ratio*flops["monai"]/flops["kits_nb"]:.3f} of the time per GFLOP (target 0.8), '
-          f'{peak["kits_nb"]/peak["monai"]:.3f} of the peak memory (target 1.1)', flush=True)
+    names = contestants(args)
+    workers = {k: start(args, k, precision, n, compiled) for k in names}
+    repeat = max(1, round(.25/max(1e-3, workers['kits_nb'].ask(1))))        # short steps in groups
+    for w in workers.values(): w.ask(1)
+    rounds = []
+    for i in range(args.rounds):
+        turn = names if i % 2 == 0 else names[::-1]
+        rounds.append({k: workers[k].ask(repeat) for k in turn})
+    found = {k: w.finish() for k,w in workers.items()}
+    report(args, f'{n}³ {precision}{" compiled" if compiled else ""}', names, rounds, found)
     set_precision(precision)
-    rate,wire = arithmetic(args.device, torch.bfloat16 if precision == 'bfloat16' else torch.float32), bandwidth(args.device)
-    bound = flops['kits_nb']*1e9/rate
-    print(f'{name:22} roofline {bound:8.3f} s of arithmetic at {rate/1e9:.0f} GFLOP/s of a matrix product, {wire/1e9:.0f} GB/s of a copy; '
-          f'our step takes {mid["kits_nb"]/bound:.1f} times the arithmetic', flush=True)
+    dtype = torch.bfloat16 if precision == 'bfloat16' else torch.float32
+    rate,wire = arithmetic(args.device, dtype), bandwidth(args.device)
+    bound,mid = found['kits_nb'][2]*1e9/rate, statistics.median(o['kits_nb'] for o in rounds)
+    print(f'{"":22} roofline {bound:8.3f} s of arithmetic at {rate/1e9:.0f} GFLOP/s of a matrix product, '
+          f'{wire/1e9:.0f} GB/s of a copy; our step takes {mid/bound:.1f} times the arithmetic', flush=True)
+
+def report(args, title, names, rounds, found):
+    "The table of one setting"
+    for k in names:
+        mid,(peak,kept,flops) = statistics.median(o[k] for o in rounds), found[k]
+        print(f'{title:22} {k:8} {mid:8.4f} s  {flops:7.0f} GFLOP  {1000*mid/flops:6.2f} ms/GFLOP  '
+              f'peak {peak:6.0f} MB  kept {kept:6.0f} MB')
+    ours = found['kits_nb']
+    for k in names[1:]:
+        ratios = sorted(o['kits_nb']/o[k] for o in rounds)
+        low,ratio,high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios*3
+        print(f'{title:22} ours/{k:8} {ratio:6.3f} of the time ({low:.3f} to {high:.3f}), '
+              f'{ratio*found[k][2]/ours[2]:.3f} per GFLOP, {ours[0]/found[k][0]:.3f} of the peak memory', flush=True)
 
 def main():
     args = parse()
     if args.threads: torch.set_num_threads(args.threads)
-    if args.serve: return serve(args)
-    from importlib.metadata import version
-    commit = subprocess.run(['git', '-C', str(Path(__file__).parent), 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip()
-    what = torch.cuda.get_device_name() if args.device == 'cuda' else f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, keeps memory: {args.keep}'
-    print(f'{what}; torch {torch.__version__}, MONAI {version("monai")}; commit {commit}; medians of {args.rounds} interleaved rounds, batch {args.bs}', flush=True)
+    if args.serve: return work(args)
+    what = torch.cuda.get_device_name() if args.device == 'cuda' else \
+        f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, keeps memory: {args.keep}'
+    commits = f'commit {commit_of(Path(__file__).parent)}' + (f', before {commit_of(args.before)}' if args.before else '')
+    print(f'{what}; {versions("torch", "monai")}; {commits}; network {args.preset}, '
+          f'medians of {args.rounds} interleaved rounds, batch {args.bs}', flush=True)
     for n in map(int, args.sizes.split(',')):
         for precision in args.precisions.split(','):
             for compiled in dict(no=[False], yes=[True], both=[False,True])[args.compile]: compare(args, precision, n, compiled)
