@@ -1,8 +1,11 @@
 "Everything that the book uses, in one import: `from kits_nb.all import *`"
+import warnings
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from pathlib import Path
 from torch import nn, tensor, Tensor
-from fastai.basics import *
+with warnings.catch_warnings():         # fastai compiles its losses with torch.jit.script, which PyTorch will drop
+    warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
+    from fastai.basics import *
 from .core import *
 from .data.volume import *
 from .data.files import *

@@ -87,7 +87,8 @@ def show_slice(
     x,sp = _array(ct), np.delete(_spacing(ct, spacing), axis)
     if index is None: index = x.shape[axis]//2 if seg is None else busiest_slice(seg, axis)
     ax = plt.subplots(figsize=(4,4))[1] if ax is None else ax
-    ax.imshow(x.take(index, axis), cmap='gray', vmin=window[0], vmax=window[1], aspect=sp[0]/sp[1])
+    ax.imshow(x.take(index, axis), cmap='gray', vmin=window[0], vmax=window[1], aspect=sp[0]/sp[1],
+              interpolation='bicubic')
     if edge is not None: _fill(ax, _slice_of(edge, index, axis, x.shape) > 0, EDGE_COLOR)
     for labels,style,alpha in ((seg, 'solid', fill), (pred, 'dashed', 0)):
         if labels is not None: _draw_labels(ax, _masks(_slice_of(labels, index, axis, x.shape)), style, alpha)
@@ -295,7 +296,7 @@ def widget(self:SliceViewer):
 
 # %% ../nbs/engine/21_show.ipynb #96fd83c2
 def book_figures(
-    quality:int=70 # Of a JPEG, 1 to 95
+    quality:int=50 # Of a JPEG, 1 to 95
 ):
     "Store this notebook's figures at twice the size in which a page shows them: 100 pixels an inch, 7.6 inches wide"
     import matplotlib.pyplot as plt
@@ -304,16 +305,18 @@ def book_figures(
     plt.rcParams.update({'figure.dpi': 100, 'figure.figsize': (7.6, 3.2), 'font.size': 9, 'axes.titlesize': 9})
     if (shell := get_ipython()) is None: return            # plain Python stores no figures
     def kind(fig): return 'jpeg' if any(ax.images for ax in fig.axes) else 'png'
-    for k,kwargs in dict(png={}, jpeg=dict(pil_kwargs=dict(quality=quality))).items():
-        def encode(fig, k=k, kwargs=kwargs): return _at_twice_the_size(fig, k, kwargs) if kind(fig) == k else None
+    for k in ('png', 'jpeg'):
+        def encode(fig, k=k): return _at_twice_the_size(fig, k, quality) if kind(fig) == k else None
         shell.display_formatter.formatters[f'image/{k}'].for_type(Figure, encode)
 
-def _at_twice_the_size(fig, kind, kwargs):
+def _at_twice_the_size(fig, kind, quality):
     "A figure's file in base64, and the size in which it is shown"
     from base64 import b64encode
     from io import BytesIO
     from PIL import Image
-    file = BytesIO()
-    fig.savefig(file, format=kind, dpi=2*fig.dpi, bbox_inches='tight', facecolor=fig.get_facecolor(), **kwargs)
-    width,height = Image.open(file).size
-    return b64encode(file.getvalue()).decode(), dict(width=width//2, height=height//2)
+    raw,file = BytesIO(), BytesIO()
+    fig.savefig(raw, format='png', dpi=2*fig.dpi, bbox_inches='tight', facecolor=fig.get_facecolor())
+    image = Image.open(raw).convert('RGB')
+    if kind == 'png': image.quantize(256).save(file, 'png', optimize=True)      # a plot has few colours
+    else: image.save(file, 'jpeg', quality=quality, optimize=True, progressive=True)
+    return b64encode(file.getvalue()).decode(), dict(width=image.width//2, height=image.height//2)
