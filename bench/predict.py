@@ -14,9 +14,9 @@ import numpy as np, torch, torch.nn.functional as F
 from measure import machine, median, status
 from kits_nb.network.model import BoundaryNet, NetConfig
 from kits_nb.inference.predict import PredictConfig, make_predictor, memory_bound, segment
-from kits_nb.inference.slabs import outline, to_spacing
+from kits_nb.inference.slabs import grid_of, join_slabs, sliding_slabs, to_spacing, AIR
 from kits_nb.data.volume import Volume, read_ct, resampled_shape
-from kits_nb.inference.windows import AIR, gauss, sliding_window
+from kits_nb.inference.windows import window_weights
 
 warnings.filterwarnings('ignore')
 WINDOW, GOAL, BATCH = (96,)*3, (1., 1., 1.), 2
@@ -59,16 +59,13 @@ def load(name):
 def ours(box, net, skip, stages):
     "`box` holds the scan, and nobody else does, so that it can be let go"
     cfg = PredictConfig(WINDOW, .5, False, BATCH, 'float32', skip_air=skip)
-    ct = box.pop(); work,grid = to_spacing(ct, GOAL), outline(ct); stages['to 1 mm'] = time.perf_counter()
+    ct = box.pop(); work,grid = to_spacing(ct, GOAL), grid_of(ct); stages['to 1 mm'] = time.perf_counter()
     del ct
     return segment([net], work, grid, cfg)['labels'].data
 
-def weight_map():
-    g = [gauss(n) for n in WINDOW]; return g[0][:,None,None]*g[1][:,None]*g[2]
-
 def monai_windows(x, net, own_weights=False):
     from monai.inferers import sliding_window_inference
-    kw = dict(roi_weight_map=weight_map()) if own_weights else {}
+    kw = dict(roi_weight_map=window_weights(WINDOW)) if own_weights else {}
     return sliding_window_inference(x[None], WINDOW, BATCH, lambda w: net(w)[0].sigmoid(), .5, mode='gaussian', sigma_scale=.125, cval=-1, **kw)[0]
 
 def monai(box, net, skip, stages, nnunet=False):
@@ -137,7 +134,8 @@ def agreement():
     print(f'\n1 mm grid of MONAI {tuple(m.shape[1:])}, ours {work.shape}; largest difference {np.abs(m[0].numpy() - work.data).max():.2f} HU (ours are whole numbers)')
     with torch.inference_mode():
         hu = m.as_tensor().round().short()
-        p = sliding_window(make_predictor([net], PredictConfig(precision='float32', tta=False)), hu, WINDOW, .5, BATCH, fill=AIR)
+        predict = make_predictor([net], PredictConfig(precision='float32', tta=False))
+        p = join_slabs(sliding_slabs(predict, hu, WINDOW, .5, BATCH, fill=AIR), hu.shape[1])
         for own in (True, False):
             q = monai_windows((hu.float()/1000).clamp(-1, 1), net, own)
             inner = tuple(slice(12, -12) for _ in range(3))

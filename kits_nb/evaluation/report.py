@@ -86,10 +86,10 @@ def look_inside(
     window = net.meta['window']
     where = np.argwhere(labels == labels.max())
     start = tuple(int(round(c)) - n//2 for c,n in zip(where.mean(0), window))
-    hu = cut(to_tensor(work.data)[None], start, window, AIR)
+    hu = window_at(to_tensor(work.data)[None], start, window, AIR)
     _,edge,maps = net(normalize_hu(hu)[None].to(device_of(net)), maps=True)
     sees = dict(edge=edge[0].float().sigmoid().cpu().numpy(), attention=maps[-1][0,0].float().cpu().numpy()) if edge is not None else {}
-    return dict(ct=work.like(hu[0].numpy()), seg=cut(to_tensor(labels)[None], start, window, 0)[0].numpy()) | sees
+    return dict(ct=work.like(hu[0].numpy()), seg=window_at(to_tensor(labels)[None], start, window, 0)[0].numpy()) | sees
 
 def case_figure(
     net,            # `BoundaryNet` with `.meta`; None for pictures without it

@@ -1,4 +1,4 @@
-"""From files to files: the models of a run, one case, a folder that survives broken scans and lost power
+"""From files to files: the models of a run, one case, and a folder in which one bad file ends nothing but its own case
 
 Docs: https://kits-nb.github.io/kits_nb/engine/cases.html.md"""
 
@@ -6,8 +6,8 @@ Docs: https://kits-nb.github.io/kits_nb/engine/cases.html.md"""
 
 # %% auto #0
 __all__ = ['model_folders', 'load_models', 'prediction_path', 'load_case', 'save_case', 'predict_case', 'describe_model',
-           'pipeline', 'predict_folder', 'AIR', 'cut', 'to_spacing', 'labels_on', 'PredictConfig', 'device_of',
-           'common_meta', 'predict_volume', 'segment', 'memory_bound']
+           'pipeline', 'predict_folder', 'AIR', 'window_at', 'to_spacing', 'labels_on', 'PredictConfig', 'device_of',
+           'common_meta', 'predict_maps', 'predict_volume', 'segment', 'memory_bound']
 
 # %% ../../nbs/engine/52_cases.ipynb #n2a9e
 import hashlib, json, shutil, time
@@ -19,15 +19,16 @@ import nibabel as nib, torch
 import kits_nb
 from ..core import *
 from ..data.volume import *
+from ..data.files import *
 from ..data.dicom import *
 from ..data.kits19 import *
 from ..network.model import *
+from ..network.saving import *
 from .windows import *
 from .slabs import *
 from .predict import *
-_all_ = ['AIR', 'cut', 'to_spacing', 'labels_on', 'PredictConfig', 'device_of', 'common_meta', 'predict_volume', 'segment', 'memory_bound']
-from ..data.files import *
-from ..network.saving import *
+_all_ = ['AIR', 'window_at', 'to_spacing', 'labels_on', 'PredictConfig', 'device_of', 'common_meta', 'predict_maps',
+         'predict_volume', 'segment', 'memory_bound']
 
 # %% ../../nbs/engine/52_cases.ipynb #c052
 def model_folders(
@@ -36,12 +37,17 @@ def model_folders(
     "Find the models that a path means"
     if isinstance(paths, (list, tuple)): return [o for p in paths for o in model_folders(p)]
     path = Path(paths)
-    if path.is_file(): raise CaseError('a file', 'the folder of a model', 'the model comes first, then the scan or the folder of scans, then the folder of predictions', path=path)
+    if path.is_file():
+        raise CaseError('this is a file', 'the folder of a model', 'the model comes first, then the scan or the folder '
+                        'of scans, then the folder of predictions', path=path)
     found = [path] if (path/'config.json').is_file() else sorted(o.parent for o in path.glob('*/config.json'))
-    if not found: raise CaseError('no model' if path.is_dir() else 'no such folder', 'a run folder (config.json, model.safetensors), or a folder that holds several',
-                                  'name the folder that kits-train wrote', path=path)
+    if not found:
+        raise CaseError('there is no model in this folder' if path.is_dir() else 'there is no such folder',
+                        fix='name the folder that kits-train wrote (with config.json and model.safetensors), '
+                            'or one that holds several of these', path=path)
     return found
 
+# %% ../../nbs/engine/52_cases.ipynb #m001
 def load_models(
     paths:Path|str|list, # A run folder, a folder of run folders, or a list of either
     device='cpu'         # Torch device
@@ -53,23 +59,26 @@ def load_models(
 
 # %% ../../nbs/engine/52_cases.ipynb #n5737
 def prediction_path(
-    out:Path|str, # Folder of predictions
-    case_id:str,  # 'case_00210', or any other id
+    out:Path|str,     # Folder of predictions
+    case_id:str,      # 'case_00210', or any other id
     name:str='labels' # 'uncertainty', 'kidney' or 'tumor' for the other maps
 ) -> Path: # Its label file, or the file of another map
     "The official name of a prediction"
     return Path(out)/f'prediction_{case_id.removeprefix("case_")}{"" if name == "labels" else "_" + name}.nii.gz'
 
+# %% ../../nbs/engine/52_cases.ipynb #m006
 def load_case(
     models:list,  # From `load_models`
     case:Case,    # With a CT
-    slab:int=8   # Slices at a time
-) -> tuple: # (int16 HU on the models' grid, `outline` of the scan); raises `CaseError` for a scan that cannot be read
+    slab:int=8    # Slices at a time
+) -> tuple: # (int16 HU on the models' grid, `grid_of` the scan); raises `CaseError` for a scan that cannot be read
     "What the network needs of a case"
-    if case.ct is None: raise CaseError('no CT', 'imaging.nii.gz', 'download it, or leave the case out', case=case.id)
+    if case.ct is None:
+        raise CaseError('the case has no CT', fix='download its imaging.nii.gz, or leave the case out', case=case.id)
     ct = read_scan(case.ct, contiguous=False)
-    return to_spacing(ct, common_meta(models)[0], slab), outline(ct)
+    return to_spacing(ct, common_meta(models)[0], slab), grid_of(ct)
 
+# %% ../../nbs/engine/52_cases.ipynb #m007
 def save_case(
     maps:dict,     # From `segment`
     case:Case,     # Whose they are
@@ -82,6 +91,7 @@ def save_case(
         write_volume(path, maps[name], SCALES.get(name))
     return path
 
+# %% ../../nbs/engine/52_cases.ipynb #m008
 def predict_case(
     models:list,                       # From `load_models`
     case:Case,                         # With a CT
@@ -97,20 +107,25 @@ def describe_model(
 ) -> dict: # Training facts, architecture and a fingerprint of the weights
     "What identifies a model"
     digest = hashlib.sha256()
-    for k,v in net.state_dict().items(): digest.update(k.encode() + v.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    for k,v in net.state_dict().items():
+        digest.update(k.encode() + v.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     cfg = getattr(net, 'cfg', None)
     return dict(meta=net.meta, network=cfg and cfg.to_dict(), weights=digest.hexdigest()[:16])
 
+# %% ../../nbs/engine/52_cases.ipynb #m014
 def _claim(out, models, cfg, clean, overwrite):
     "Write predictions.json, or check the one that is there"
-    path,made = Path(out)/'predictions.json', dict(settings=cfg.to_dict(), cleaning=clean and clean.to_dict(), models=[describe_model(o) for o in models])
+    path = Path(out)/'predictions.json'
+    made = dict(settings=cfg.to_dict(), cleaning=clean and clean.to_dict(), models=[describe_model(o) for o in models])
     made = json.loads(json.dumps(made))
     if path.exists() and not overwrite:
         old = load_json(path)
         if diff := [k for k in made if old.get(k) != made[k]]:
-            raise CaseError(f'predictions made with other {" and ".join(diff)}', 'the same models and settings',
-                            'choose another output folder, or overwrite', path=path)
-    else: save_json(path, made | dict(versions=dict(kits_nb=kits_nb.__version__, torch=torch.__version__, nibabel=nib.__version__)))
+            raise CaseError(f'the predictions in this folder were made with other {" and ".join(diff)}',
+                            fix='choose another output folder, or overwrite them', path=path)
+        return
+    versions = dict(kits_nb=kits_nb.__version__, torch=torch.__version__, nibabel=nib.__version__)
+    save_json(path, made | dict(versions=versions))
 
 # %% ../../nbs/engine/52_cases.ipynb #n209b
 def pipeline(
@@ -130,7 +145,9 @@ def pipeline(
             coming = reads(read, following) if ahead and following is not None else None
             made = _call(lambda: work(item, got.result()))
             del got
-            if last: yield last[0], *_since(start, last[1]); start = time.perf_counter()
+            if last:
+                yield last[0], *_since(start, last[1])
+                start = time.perf_counter()
             last = item, writes(lambda item=item, made=made: write(item, made.result()))
             del made
         if last: yield last[0], *_since(start, last[1])
@@ -157,23 +174,27 @@ def predict_folder(
     echo=None,                         # Gets one line per case
     overwrite:bool=False,              # Predict again what is there already?
     ahead:bool=True,                   # Read the next case and write the last in the background? Takes memory for two more
-    clean:Config|None=None             # Called with each label map before it is written: a `CleanConfig` of chapter 78
+    clean:Config|None=None             # Called with each label map before it is written, such as a `CleanConfig`
 ) -> Outcome: # With a `CaseError` for each case that failed; raises `CaseError` if `out` holds other predictions
-    "Segment many cases; a broken one does not stop the others"
-    window_of(models, cfg); _claim(out, models, cfg, clean, overwrite)
+    "Segment many cases; one that fails does not stop the others"
+    window_of(models, cfg)
+    _claim(out, models, cfg, clean, overwrite)
     there = [c for c in cases if prediction_path(out, c.id).exists() and not overwrite]
     outcome,todo = Outcome(skipped=[c.id for c in there]), [c for c in cases if c not in there]
-    stages = (lambda c: load_case(models, c, cfg.slab), lambda c,got: segment(models, *got, cfg),
-              lambda c,maps: save_case(maps | dict(labels=clean(maps['labels'])) if clean else maps, c, out))
-    for case,seconds,error in pipeline(todo, *stages, ahead):
+    def read(case): return load_case(models, case, cfg.slab)
+    def work(case, got): return segment(models, *got, cfg)
+    def write(case, maps): save_case(maps | dict(labels=clean(maps['labels'])) if clean else maps, case, out)
+    for case,seconds,error in pipeline(todo, read, work, write, ahead):
         if error is None: outcome.done.append(case.id)
         else: outcome.failed.append(_of_case(error, case))
-        if echo: echo(f'{case.id}: ' + (f'done in {seconds:.1f} s' if error is None else f'FAILED, found {outcome.failed[-1].found}'))
+        if echo: echo(f'{case.id}: ' + (f'done in {seconds:.1f} s' if error is None else f'FAILED, {outcome.failed[-1].found}'))
     return outcome
 
 def _of_case(e, case):
-    "An error as a `CaseError` that names its case; our own mistakes stay what they are"
+    "Any exception as a `CaseError` that names its case; what is no `CaseError` keeps its traceback as the cause"
     if isinstance(e, CaseError): return e if e.case else CaseError(e.found, e.expected, e.fix, case.id, e.path)
-    if isinstance(e, (OSError, RuntimeError, MemoryError)):
-        return CaseError(f'{type(e).__name__}: {e}', 'a case that can be predicted', 'see the message', case.id, case.ct)
-    raise e
+    known = isinstance(e, (OSError, RuntimeError, MemoryError))
+    fix = '' if known else 'this looks like a mistake in kits_nb: please report it with the scan\'s header'
+    error = CaseError(f'the case could not be predicted ({type(e).__name__}: {e})', '', fix, case.id, case.ct)
+    error.__cause__ = e
+    return error
