@@ -26,12 +26,14 @@ def pick_dtype(
     device         # Torch device, or its name
 ) -> torch.dtype: # What the convolutions compute in; raises `CaseError` for another word
     "The precision to compute in on a device"
-    names,kind = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16), torch.device(device).type
+    names = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+    kind = torch.device(device).type
     if precision in names: return names[precision]
     if precision != 'auto':
         raise CaseError(f'there is no precision {precision!r}', fix=f'choose one of auto, {", ".join(names)}')
     if kind == 'cuda':
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        new = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if new else torch.float16
     return torch.bfloat16 if kind == 'cpu' and torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 # %% ../../nbs/engine/34_device.ipynb #d023
@@ -48,8 +50,8 @@ def training_dtype(
     wrong = [o for o in sizes if is_unsafe(o, dtype, device)]
     if fast or not wrong: return dtype
     if precision == 'auto': return torch.float32
-    raise CaseError(f'PyTorch computes wrong gradients in bfloat16 on a CPU for levels of {wrong[0]} voxels, which a '
-                    f'crop of {tuple(crop)} has', fix="use the fast layers (fast=True, no compile), "
+    raise CaseError(f'PyTorch computes wrong gradients in bfloat16 on a CPU for levels of {wrong[0]} voxels, '
+                    f'which a crop of {tuple(crop)} has', fix="use the fast layers (fast=True, no compile), "
                     "precision='float32', or a crop with more slices")
 
 # %% ../../nbs/engine/34_device.ipynb #n7a92
@@ -63,7 +65,8 @@ def place(
     "Move a network to its device, in the memory order and the layers that are quick there"
     orders = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last_3d)
     if layout == 'auto':
-        layout = 'contiguous' if torch.device(device).type == 'cuda' and dtype == torch.float32 else 'channels_last'
+        by_channel = torch.device(device).type == 'cuda' and dtype == torch.float32
+        layout = 'contiguous' if by_channel else 'channels_last'
     if layout not in orders:
         raise CaseError(f'there is no layout {layout!r}', fix=f'choose one of auto, {", ".join(orders)}')
     return (speed_up(net) if fast else net).to(device, memory_format=orders[layout])
@@ -72,7 +75,7 @@ def place(
 def keep_memory() -> bool: # Did it help? Only glibc on Linux can be told
     "Let the process use its freed memory again instead of giving it back to the system"
     if not sys.platform.startswith('linux'): return False
-    libc,trim,threshold = ctypes.CDLL(None), -1, -3         # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    libc,trim,threshold = ctypes.CDLL(None), -1, -3     # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     return hasattr(libc, 'mallopt') and libc.mallopt(threshold, 2**25) == libc.mallopt(trim, 2**31-1) == 1
 
 # %% ../../nbs/engine/34_device.ipynb #f014

@@ -89,6 +89,7 @@ def _conv1(x, weight, bias=None): # (B,C,D,H,W), (C',C,1,1,1) -> (B,C',D,H,W)
     if x.dtype != torch.float32 or not is_product(x): return F.conv3d(x, weight, bias)
     return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
+# %% ../../nbs/engine/30_fast.ipynb #a0201
 def conv1x1x1_backward(
     g:Tensor,      # Gradient of the output (B,C',D,H,W)
     x:Tensor,      # Input of a 1x1x1 convolution (B,C,D,H,W)
@@ -118,6 +119,7 @@ class Conv1x1x1(Function):
         gx,gw = conv1x1x1_backward(g, x, weight)
         return gx, gw.to(weight.dtype), g.sum((0,2,3,4)) if ctx.bias else None
 
+# %% ../../nbs/engine/30_fast.ipynb #a021c
 def conv1x1x1(
     x:Tensor,             # (B,C,D,H,W)
     weight:Tensor,        # (C',C,1,1,1)
@@ -270,6 +272,7 @@ def is_small(
     "Less than a quarter of a million numbers"
     return x.numel() < 2**18
 
+# %% ../../nbs/engine/30_fast.ipynb #a059
 def channel_sums(
     g:Tensor, # (B,C,D,H,W)
     x:Tensor  # (B,C,D,H,W)
@@ -279,7 +282,7 @@ def channel_sums(
     if is_small(x):
         g,x = g.to(exact), x.to(exact)
         return (g*x).sum((2,3,4)), g.sum((2,3,4))
-    if is_channels_last(x) and is_channels_last(g): # neighbours along W as more channels: its loops go over these
+    if is_channels_last(x) and is_channels_last(g): # neighbours along W as channels: its loops go over these
         n = gcd(x.shape[-1], max(1, 64//c))
         g,x = (o.movedim(1, -1).unflatten(3, (-1, n)).flatten(4).movedim(-1, 1) for o in (g, x))
     c,size = x.shape[1], x[0,0].numel()
@@ -316,7 +319,7 @@ def scale_and_shift(
 
 # %% ../../nbs/engine/30_fast.ipynb #a062
 def _in_rows(x, *vs):
-    "Numbers (B,C) repeated along W in the memory order of x, each (B,C,1,1,W), for long loops of the processor"
+    "Numbers (B,C) repeated along W in the memory order of x, each (B,C,1,1,W): they make for long loops"
     v,w = torch.stack(vs).to(x.dtype), x.shape[-1]
     if x.is_contiguous(): v = v[...,None].expand(*v.shape, w).contiguous()
     else: v = v[:,:,None].expand(*v.shape[:2], w, -1).contiguous().mT
@@ -330,7 +333,7 @@ def scale_shift_relu(
     "relu(kx + b)"
     (k,b),h = _in_rows(x, k, b), torch.empty_like(x)
     n = x.shape[2]
-    if x.device.type == 'cpu': n = max(1, 2**19//x[0,:,0].nbytes)   # half a megabyte is in the cache for the ReLU
+    if x.device.type == 'cpu': n = max(1, 2**19//x[0,:,0].nbytes)   # half a megabyte stays in the cache
     for part,out in zip(x.split(n, 2), h.split(n, 2)): torch.addcmul(b, part, k, out=out).relu_()
     return h
 
@@ -394,11 +397,13 @@ def _conv_gradients(g, h, weight, bias):
     def back(g, h, padding):
         args = _conv_args(weight)
         sizes = [len(weight)] if bias else None
-        return torch.ops.aten.convolution_backward(g, h, weight, sizes, args[0], padding, *args[2:], [True,True,bias])
+        wanted = [True, True, bias]
+        return torch.ops.aten.convolution_backward(g, h, weight, sizes, args[0], padding, *args[2:], wanted)
     if weight.shape[2] == 1:
         if not is_product(h): return back(g, h, [0]*3)
         return *conv1x1x1_backward(g, h, weight), g.sum((0,2,3,4)) if bias else None
-    if needs_slabs(h, len(weight)) and not bias: return _input_gradient(g, h, weight), weight_gradient(g, h, weight), None
+    if needs_slabs(h, len(weight)) and not bias:
+        return _input_gradient(g, h, weight), weight_gradient(g, h, weight), None
     if not is_slow(h): return back(g, h, [1]*3)
     gh,gw,gb = back(split_in_halves(g), split_with_neighbours(h), [0,1,1])
     n,gx = h.shape[2]//2, F.pad(join_halves(gh[:,:,1:-1]), [0]*6)
@@ -523,14 +528,16 @@ class DoubleSize(Function):
         for d in (1,2,3): g = _along(doubling_matrix(g.shape[d]//2).T, g, d)
         return g.movedim(-1, 1)
 
+# %% ../../nbs/engine/30_fast.ipynb #a091b
 def double_size(
     x:Tensor # (B,C,D,H,W)
 ) -> Tensor: # (B,C,2D,2H,2W)
-    "Trilinear interpolation to twice the size, in the precision of x (autocast on a CPU would choose float32)"
+    "Trilinear interpolation to twice the size, in the precision of x (autocast on a CPU takes float32)"
     with _without_autocast():
         if is_channels_last(x) and not x.is_contiguous(): return DoubleSize.apply(x)
         return F.interpolate(x, scale_factor=2, mode='trilinear', align_corners=False)
 
+# %% ../../nbs/engine/30_fast.ipynb #a091c
 class FastUpsample(Upsample):
     "`Upsample` as products of matrices"
     def forward(self, x): return double_size(x)
@@ -558,6 +565,7 @@ class ScaleByMap(Function):
         s,alpha = ctx.saved_tensors
         return g*_spread(alpha, s), _sum_channels(g*s)
 
+# %% ../../nbs/engine/30_fast.ipynb #a099
 def scale_by_map(
     s:Tensor,    # Boundary features (B,C,D,H,W)
     alpha:Tensor # Map (B,1,D,H,W)
@@ -621,8 +629,9 @@ class FastBoundaryNet(BoundaryNet):
     def forward(self, x, maps=False):
         self._check(x)
         outs = self.encoder(self._window(x.as_subclass(Tensor)))
+        y = self.decoder(outs)
         edge,alphas = self.boundary(outs) if self.boundary else (None, [])
-        seg = self._join(self.decoder(outs), edge)
+        seg = self._join(y, edge)
         return (seg, edge, alphas) if maps else (seg, edge)
 
 FAST.append(FastBoundaryNet)

@@ -8,11 +8,9 @@ Docs: https://kits-nb.github.io/kits_nb/engine/saving.html.md"""
 __all__ = ['FORMAT', 'save_model', 'load_model']
 
 # %% ../../nbs/engine/31_saving.ipynb #t010
-import json
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-import torch
 
 # %% ../../nbs/engine/31_saving.ipynb #t011
 from ..core import *
@@ -30,26 +28,33 @@ def save_model(
 ) -> Path: # The folder
     "Save a network so that it can be read without running anybody's code"
     folder = Path(folder)
-    with atomic_path(folder/'model.safetensors') as tmp:
-        save_file({k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()}, tmp)
-    save_json(folder/'config.json', dict(format=FORMAT, kits_nb=kits_nb.__version__, network=net.cfg.to_dict(), meta=meta))
+    weights = {k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()}
+    with atomic_path(folder/'model.safetensors') as tmp: save_file(weights, tmp)
+    facts = dict(format=FORMAT, kits_nb=kits_nb.__version__, network=net.cfg.to_dict(), meta=meta)
+    save_json(folder/'config.json', facts)
     return folder
 
+# %% ../../nbs/engine/31_saving.ipynb #t022
 def load_model(
     folder:Path|str, # Made by `save_model`: a run folder, or its `best`
     device='cpu',    # Torch device
-    fast:bool=True   # In the layers of `speed_up`, on a CPU?
+    fast:bool=True   # In the layers of `speed_up`?
 ) -> BoundaryNet: # In eval mode, with `.meta`; raises `CaseError` for missing, damaged or foreign files
     "Load a network that `save_model` saved"
-    folder = Path(folder)
-    cfg,weights = load_json(folder/'config.json'), folder/'model.safetensors'
-    if not isinstance(cfg, dict) or cfg.get('format') != FORMAT:
-        raise CaseError(f'format {cfg.get("format") if isinstance(cfg, dict) else type(cfg).__name__}', f'format {FORMAT}', 'use the version of kits_nb that wrote it', path=folder/'config.json')
-    net = BoundaryNet(NetConfig.from_dict(cfg['network'], folder/'config.json'))
-    if not weights.is_file(): raise CaseError('no such file', 'the weights', 'copy the whole folder', path=weights)
+    config,weights = Path(folder)/'config.json', Path(folder)/'model.safetensors'
+    cfg = load_json(config)
+    if not isinstance(cfg, dict) or 'format' not in cfg:
+        raise CaseError('the file describes no network', fix='use a folder that kits_nb saved', path=config)
+    if cfg['format'] != FORMAT:
+        raise CaseError(f'the file has the format {cfg["format"]}', f'the format {FORMAT}',
+                        'load it with the version of kits_nb that wrote it', path=config)
+    net = BoundaryNet(NetConfig.from_dict(cfg['network'], config))
+    if not weights.is_file(): raise CaseError('there are no weights', fix='copy the whole folder', path=weights)
     try: net.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError, OSError) as e:
-        raise CaseError(f'weights that do not fit the network ({str(e).splitlines()[0]})', 'the file that was saved with this config.json',
-                        'copy the whole folder again', path=weights) from None
+        *_,why = str(e).strip().splitlines()[:2]        # PyTorch begins with a line that says nothing
+        why = why.strip().rstrip('.')
+        raise CaseError(f'the weights do not fit the network in config.json ({why})',
+                        fix='copy the whole folder again', path=weights) from None
     net.meta = cfg['meta']
-    return place(net, device, fast=fast).eval()
+    return place(net, device, pick_dtype('auto', device), fast=fast).eval()
