@@ -1,35 +1,46 @@
 #!/usr/bin/env python
-"""Make a picture of a case: `kits-demo --out demo && python tools/make_picture.py demo` makes the README's,
-`python tools/make_picture.py run data predictions picture.jpg` one of any other run.
-
-Shows the case whose composite Dice is the median of those that were scored."""
-import sys
+"""Make the picture of the home page, `python tools/make_picture.py`: a synthetic patient that the network of
+nbs/trained/tiny has never seen, what it finds, and the edges that its boundary stream sees."""
 from pathlib import Path
 
-from kits_nb.inference.cases import load_models, prediction_path
-from kits_nb.data.kits19 import find_cases
-from kits_nb.evaluation.report import case_figure
-from kits_nb.data.volume import read_ct, read_seg
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from kits_nb.data.phantom import make_phantom
+from kits_nb.data.volume import normalize_hu, resample
+from kits_nb.inference.predict import PredictConfig, predict_volume
+from kits_nb.inference.slabs import to_spacing
+from kits_nb.inference.windows import sliding_window
+from kits_nb.network.saving import load_model
+from kits_nb.show import busiest_slice, show_slice
 
 ROOT = Path(__file__).resolve().parent.parent
+SEED = 1005
 
 
-def median_case(folder):
-    "Id of the case in the middle of the scores of a folder of predictions"
-    import pandas as pd
-    scores = pd.read_csv(folder/'scores.csv', index_col='case').drop(index='mean').composite.sort_values()
-    return scores.index[len(scores)//2]
+def edges(net, ct):
+    "Probability of an edge, of either mask, on the grid of the scan"
+    work = to_spacing(ct, net.meta['spacing'])
+    def predict(x):
+        with torch.no_grad(): return net(x)[1].sigmoid()
+    prob = sliding_window(predict, normalize_hu(torch.from_numpy(work.data))[None], net.meta['window'], overlap=.75)
+    return resample(prob.amax(0).numpy(), ct.shape)
 
 
-def main(run, data, predictions, out):
-    case = next(c for c in find_cases(data) if c.id == median_case(predictions))
-    truth, pred = read_seg(case.seg), read_seg(prediction_path(predictions, case.id))
-    fig = case_figure(load_models(run)[0], read_ct(case.ct), truth, pred)
-    out.parent.mkdir(exist_ok=True)
-    fig.savefig(out, dpi=80, facecolor='white')
-    print(f'{out}: {case.id}, {out.stat().st_size//1000} kB')
+def main(out=ROOT/'nbs/images/hero.jpg'):
+    net = load_model(ROOT/'nbs/trained/tiny')
+    ct, seg = make_phantom(seed=SEED)
+    _, pred = predict_volume([net], ct, PredictConfig())
+    edge, z = edges(net, ct), busiest_slice(seg)
+    box = np.s_[z:z+1, 45:120, 20:140]
+    fig, axs = plt.subplots(1, 3, figsize=(12, 2.8), layout='constrained', facecolor='white')
+    for ax, title in zip(axs, ('a CT scan', 'kidneys and tumor found', 'edges learned')):
+        show_slice(ct.data[box], pred.data[box] if 'found' in title else None, 0, spacing=ct.spacing, ax=ax)
+        ax.set_title(title, fontsize=13)
+    heat = edge[box][0]
+    axs[2].imshow(heat, cmap='magma', vmin=0, vmax=1, alpha=np.clip(heat*1.5, 0, 1), interpolation='bilinear')
+    fig.savefig(out, dpi=130, pil_kwargs=dict(quality=85))
+    print(f'{out.relative_to(ROOT)}: {out.stat().st_size//1000} kB')
 
 
-if __name__ == '__main__':
-    first, *rest = map(Path, sys.argv[1:])
-    main(first, *rest) if rest else main(first/'run', first/'test', first/'predictions', ROOT/'nbs/images/demo.png')
+if __name__ == '__main__': main()

@@ -26,14 +26,15 @@ def as_mask(
                          'compare with the label first, such as labels == 2')
     return x != 0
 
-# %% ../../nbs/book/15_scores.ipynb #01f146df
+# %% ../../nbs/book/15_scores.ipynb #b600d977
 def mask_dice(
     pred,  # Mask, any shape
     truth  # Mask, same shape
-) -> float: # Dice in [0,1]; 1 if both masks are empty; raises `ValueError` for other shapes or more than two values
+) -> float: # In [0,1]; 1 if both are empty; raises `ValueError` for other shapes or values
     "Dice of two masks"
     pred,truth = as_mask(pred), as_mask(truth)
-    if pred.shape != truth.shape: raise ValueError(f'the masks have the shapes {pred.shape} and {truth.shape}')
+    if pred.shape != truth.shape:
+        raise ValueError(f'the masks have the shapes {pred.shape} and {truth.shape}')
     sizes = np.count_nonzero(pred) + np.count_nonzero(truth)
     return 2*np.count_nonzero(pred & truth)/sizes if sizes else 1.
 
