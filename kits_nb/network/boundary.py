@@ -32,7 +32,7 @@ class AttentionGate(nn.Module):
     ) -> tuple: # (gated boundary features (B,ns,D,H,W), map (B,1,D,H,W) in (0,1))
         fused = F.relu(self.conv_s(s) + self.conv_m(m))     # (B,ns,D,H,W)
         alpha = torch.sigmoid(self.to_map(fused))           # (B,1,D,H,W)
-        return s*alpha, alpha
+        return s*alpha, alpha                               # eq. (1)
 
 # %% ../../nbs/book/08_boundary.ipynb #c013
 class BoundaryStream(nn.Module):

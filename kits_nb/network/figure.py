@@ -40,7 +40,7 @@ def _parts(net):
         yield 'edges', net.boundary.head
     yield 'masks', net.head
 
-# %% ../../nbs/engine/33_figure.ipynb #c0dfb364
+# %% ../../nbs/engine/33_figure.ipynb #7c5c8093
 _COLUMNS = dict(encoder=0, boundary=2.7, decoder=5.2, concat=6.6, masks=8)   # x of each column's middle
 _WIDE,_HIGH,_ROW = .8, .24, 1.3               # half a box's width and height; from one level to the next
 _TINTS = dict(encoder='#56B4E9', boundary='#E69F00', decoder='#009E73', head='#CC79A7', input='#999999')
@@ -60,7 +60,8 @@ def _line(ax, *points, text=None, at=None):
     rim = [Stroke(linewidth=4, foreground='white'), Normal()]
     (*_,a,b) = points
     ax.plot(*zip(*points), color='.35', lw=1.1, path_effects=rim, zorder=2, solid_joinstyle='round')
-    ax.annotate('', b, a, arrowprops=dict(arrowstyle='-|>', color='.35', lw=0, shrinkA=0, shrinkB=0))
+    head = dict(arrowstyle='-|>', color='.35', lw=0, shrinkA=0, shrinkB=0, mutation_scale=11)
+    ax.annotate('', b, a, arrowprops=head)
     if text: ax.text(*at, text, fontsize=7, color='.3', va='center')
 
 def _sign(ax, x, y, sign):

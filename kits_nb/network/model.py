@@ -39,7 +39,7 @@ class NetConfig(Config):
     ) -> 'NetConfig': # Raises `CaseError` for another name
         "An architecture by its name"
         if name in PRESETS: return PRESETS[name]
-        raise CaseError(f'there is no network called {name!r}', fix=f'choose one of {", ".join(PRESETS)}')
+        raise CaseError(f'there is no network called {name!r}', fix=f'Choose one of {", ".join(PRESETS)}')
 
 PRESETS = dict(
     paper     = NetConfig(),
@@ -55,7 +55,7 @@ class BoundaryNet(nn.Module):
         super().__init__()
         self.cfg,n,no = cfg, cfg.filters, cfg.out_channels
         if not cfg.hu_range[0] < cfg.hu_range[1]:
-            raise CaseError(f'hu_range is {cfg.hu_range}', 'the lower end first', 'exchange the two numbers')
+            raise CaseError(f'hu_range is {cfg.hu_range}', 'the lower end first', 'Exchange the two numbers')
         self.encoder = Encoder(cfg.in_channels, n, cfg.blocks_down, cfg.groups, cfg.dropout)
         self.decoder = Decoder(n, cfg.blocks_up, cfg.groups)
         self.boundary = BoundaryStream(n, len(cfg.blocks_down), no, cfg.groups) if cfg.boundary else None
@@ -80,8 +80,8 @@ class BoundaryNet(nn.Module):
     def _check(self, x):
         step = 2**(len(self.cfg.blocks_down)-1)
         if x.ndim != 5 or x.shape[1] != self.cfg.in_channels or any(n % step for n in x.shape[2:]):
-            raise CaseError(f'the input has the shape {tuple(x.shape)}',
-                f'(B,{self.cfg.in_channels},D,H,W) with D, H and W divisible by {step}', 'pad the crop with air (-1)')
+            wanted = f'(B,{self.cfg.in_channels},D,H,W) with D, H and W divisible by {step}'
+            raise CaseError(f'the input has the shape {tuple(x.shape)}', wanted, 'Pad the crop with air (-1)')
 
 # %% ../../nbs/book/09_network.ipynb #c014
 def count_parameters(
