@@ -10,7 +10,7 @@ __all__ = ['STATE', 'STATE_FORMAT', 'rng_state', 'set_rng_state', 'inner_optimiz
            'explained']
 
 # %% ../../nbs/engine/40_checkpoint.ipynb #nba4a
-import json, random, shutil
+import json, random, re, shutil
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
@@ -213,7 +213,8 @@ def explained(
     "Say in words what ended a training"
     try: yield
     except (OSError, SafetensorError) as e:
-        raise CaseError(f'the run folder cannot be read or written ({" ".join(str(e).split())})',
+        reason = re.sub(r'^Exception occured in \S+ when calling event \S+:\s*', '', str(e))    # fastai's words
+        raise CaseError(f'the run folder cannot be read or written ({" ".join(reason.split())})',
                         fix=f'{_last_epoch(run)} Make room, and add --resume', path=run) from None
 
 def _last_epoch(run):

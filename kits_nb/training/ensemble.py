@@ -1,4 +1,4 @@
-"""The paper's ensemble with one command that may be stopped at any time and goes on where it was
+"""The paper's ensemble with one command, which may be interrupted at any time
 
 Docs: https://kits-nb.github.io/kits_nb/engine/folds.html.md"""
 
@@ -11,7 +11,6 @@ __all__ = ['fold_list', 'train_folds']
 from pathlib import Path
 from ..core import *
 from .distributed import *
-from .learner import *
 from .recipe import *
 from .run import *
 
@@ -24,20 +23,22 @@ def fold_list(
     if text == 'all': return list(range(n_folds))
     parts = [o.strip() for o in str(text).split(',')]
     if not all(o.isdigit() and int(o) < n_folds for o in parts):
-        raise CaseError(f'folds {text!r}', f'all, or numbers from 0 to {n_folds-1} with commas between', 'write all, or 0,2')
+        raise CaseError(f'{text!r} does not name folds',
+                        fix=f'write all, or numbers from 0 to {n_folds-1} such as 0,2')
     return sorted({int(o) for o in parts})
 
 # %% ../../nbs/engine/43_folds.ipynb #n423d
 def train_folds(
     prepared:Path|str,       # Folder that `prepare_folder` made
     out:Path|str,            # Gets fold_0, fold_1 …
-    recipe:Recipe=Recipe(),  # Settings; its `fold` does not matter
+    recipe:Recipe|None=None, # Settings, whatever their `fold`; None: those of the runs in `out`, or the paper's
     folds:list|None=None,    # Which; all by default
-    resume:bool=False,       # Go on with what is there?
+    resume:bool=False,       # Resume what is there?
     echo=print,              # Gets a line per fold and epoch; None for silence
     **kwargs                 # More arguments of `train`
 ) -> list: # Run folders; raises `CaseError` as `train` does
     "Train one network for each fold, one after the other"
+    recipe = recipe or (run_recipe(out) if resume else None) or Recipe()
     folds = list(range(recipe.train.n_folds)) if folds is None else folds
     runs = [Path(out)/f'fold_{k}' for k in folds]
     for k,run in zip(folds, runs):

@@ -224,8 +224,9 @@ def split_cases(
     ids,_ = split_folds([c.id for c in cases], cfg.fold, cfg.n_folds)
     train,valid = [c for c in cases if c.id in ids], [c for c in cases if c.id not in ids]
     if train and valid: return train, valid
-    raise CaseError(f'fold {cfg.fold} of {cfg.n_folds} leaves {len(train)} cases to train on and holds out '
-                    f'{len(valid)}', fix='prepare more cases, or choose another fold or number of folds', path=path)
+    fold,n,held_out = cfg.fold, len(train), len(valid)
+    found = f'fold {fold} of {cfg.n_folds} leaves {n} cases to train on and holds out {held_out}'
+    raise CaseError(found, fix='prepare more cases, or choose another fold or number of folds', path=path)
 
 # %% ../../nbs/engine/41_runs.ipynb #n845c
 def train(
