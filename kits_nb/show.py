@@ -296,7 +296,7 @@ def widget(self:SliceViewer):
 
 # %% ../nbs/engine/21_show.ipynb #96fd83c2
 def book_figures(
-    quality:int=50 # Of a JPEG, 1 to 95
+    quality:int=40 # Of a JPEG, 1 to 95
 ):
     "Store this notebook's figures at twice the size in which a page shows them: 100 pixels an inch, 7.6 inches wide"
     import matplotlib.pyplot as plt

@@ -1,4 +1,4 @@
-"""A procedural abdomen with kidneys and tumors, so that every chapter can run without a patient
+"""An abdomen made by a program: how to look at a scan, how this one is made, and what it can teach
 
 Docs: https://kits-nb.github.io/kits_nb/book/phantom.html.md"""
 
@@ -22,15 +22,16 @@ from .files import *
 
 # %% ../../nbs/book/04_phantom.ipynb #c008
 TISSUES = dict(   # HU in arterial phase, lowest and highest mean over patients
-    air=(-1000,-1000), fat=(-115,-95), muscle=(45,65), bone=(180,260), marrow=(90,150), liver=(60,105), spleen=(90,150),
-    aorta=(220,330), cava=(90,160), bowel=(25,60), gas=(-950,-750), contrast=(200,420),
-    cortex=(135,215), medulla=(80,140), sinus=(-60,-20), pelvis=(0,30), tumor=(55,115), necrosis=(15,40), cyst=(0,15), blood=(40,60))
-assert all(a <= b for a,b in TISSUES.values())
+    air=(-1000,-1000), fat=(-115,-95), muscle=(45,65), bone=(180,260), marrow=(90,150), liver=(60,105),
+    spleen=(90,150), aorta=(220,330), cava=(90,160), bowel=(25,60), gas=(-950,-750), contrast=(200,420),
+    cortex=(135,215), medulla=(80,140), sinus=(-60,-20), pelvis=(0,30), tumor=(55,115), necrosis=(15,40),
+    cyst=(0,15), blood=(40,60))
 
+# %% ../../nbs/book/04_phantom.ipynb #ff850c80
 def draw_tissues(
     rng:np.random.Generator # Random numbers of this patient
 ) -> dict: # Tissue -> HU
-    "The tissues of one patient: one point of every range, kidney's cortex well above its medulla and its tumors"
+    "The tissues of one patient: one point of each range"
     hu = {k: rng.uniform(*v) for k,v in TISSUES.items()}
     hu['medulla'] = min(hu['medulla'], hu['cortex']-25)
     hu['tumor'] = min(hu['tumor'], hu['cortex']-45)
@@ -45,13 +46,14 @@ def coordinates(
     axes = [((np.arange(n) + .5)*s - n*s/2).astype(np.float32) for n,s in zip(shape, spacing)]
     return axes[0][:,None,None], axes[1][None,:,None], axes[2][None,None,:]
 
+# %% ../../nbs/book/04_phantom.ipynb #e476e7ca
 def ellipsoid(
     coords:tuple,  # From `coordinates`
     center:tuple,  # (z,y,x), mm
-    radii:tuple,   # mm
+    radii:tuple,   # Half-axes, mm
     tilt:float=0.  # Leaning of the long (z) axis towards x, mm per mm
 ) -> np.ndarray: # 0 at the centre, 1 at the surface, float32
-    "Normalised distance from an ellipsoid's centre"
+    "Scaled distance from an ellipsoid's centre"      # eq. (1)
     z,y,x = (c - o for c,o in zip(coords, center))
     return np.sqrt((z/radii[0])**2 + (y/radii[1])**2 + ((x - tilt*z)/radii[2])**2)
 
@@ -67,24 +69,27 @@ def smooth_field(
     x = ndi.gaussian_filter(rng.standard_normal(coarse).astype(np.float32), 1, mode='wrap')
     return resample((x - x.mean())/(x.std() + 1e-6), shape)
 
-# %% ../../nbs/book/04_phantom.ipynb #c016
+# %% ../../nbs/book/04_phantom.ipynb #ee3c43bb
 def _kidney(coords, spacing, side, rng):
-    "Mask of one kidney and its centre; side -1 is the patient's right (left in the picture)"
+    "Mask of one kidney, its centre and half-axes; side -1 is the patient's right (left in the picture)"
     center = np.array([rng.uniform(-12, 8) + 6*(side < 0), rng.uniform(18, 30), side*rng.uniform(58, 68)])
     radii = np.array([rng.uniform(48, 58), rng.uniform(25, 31), rng.uniform(23, 29)])
     shape = tuple(max(o.shape) for o in coords)
-    e = ellipsoid(coords, center, radii, tilt=side*rng.uniform(.1, .25)) + .05*smooth_field(shape, spacing, 25, rng)
+    bean = ellipsoid(coords, center, radii, tilt=side*rng.uniform(.1, .25))
+    bean = bean + .05*smooth_field(shape, spacing, 25, rng)
     bite = ellipsoid(coords, center - [0, 4, side*radii[2]*.95], (radii[0]*.42, 12, 13), tilt=side*.15)
-    return (e < 1) & (bite > 1), center, radii
+    return (bean < 1) & (bite > 1), center, radii
 
-def _growth(coords, spacing, center, radii, radius, out, rng):
-    "A lumpy ball beside a kidney's centre; `out` is where its centre lies: 0 inside, 1 on the surface"
+def _tumor(coords, spacing, center, radii, radius, out, rng):
+    "Mask of a tumor; `out` is where its centre lies: 0 in the kidney's centre, 1 on its surface"
     way = rng.normal(size=3)*[1.3, .8, 1]
     way[2] = abs(way[2])*np.sign(center[2])                    # away from the spine
     at = center + out*radii*way/np.linalg.norm(way)
     shape = tuple(max(o.shape) for o in coords)
-    return ellipsoid(coords, at, radius*rng.uniform(.85, 1.15, 3)) + .08*smooth_field(shape, spacing, max(8, radius*.6), rng) < 1
+    ball = ellipsoid(coords, at, radius*rng.uniform(.85, 1.15, 3))
+    return ball + .08*smooth_field(shape, spacing, max(8, radius*.6), rng) < 1
 
+# %% ../../nbs/book/04_phantom.ipynb #827dd88c
 def phantom_labels(
     shape:tuple,             # (D,H,W)
     spacing:tuple,           # mm
@@ -95,11 +100,10 @@ def phantom_labels(
     seg = np.zeros(shape, np.uint8)
     kidneys = [_kidney(coords, spacing, side, rng) for side in (-1,1)]
     for mask,*_ in kidneys: seg[mask] = KIDNEY
-    for i in range(1 + (rng.random() < .15)):                  # some have a second tumor
+    for _ in range(1 + (rng.random() < .15)):                  # some have a second tumor
         _,center,radii = kidneys[rng.integers(2)]
         radius = float(np.clip(np.exp(rng.normal(np.log(19), .28)), 11, 36))
-        mask = _growth(coords, spacing, center, radii, radius, rng.uniform(.55, 1.05), rng)
-        seg[mask] = TUMOR
+        seg[_tumor(coords, spacing, center, radii, radius, rng.uniform(.55, 1.05), rng)] = TUMOR
     return seg
 
 # %% ../../nbs/book/04_phantom.ipynb #c019
@@ -111,14 +115,54 @@ def kidney_centers(
     z,y,x = (o.ravel() for o in coords)
     step = tuple(slice(None, None, max(1, n//128)) for n in seg.shape)
     k = np.argwhere(seg[step] > BACKGROUND)
-    if not len(k): raise CaseError('a label map without kidney or tumor', 'labels 1 and 2', 'choose another label map to paint')
+    if not len(k): raise CaseError('the label map has neither kidney nor tumor', fix='choose another one')
     pts = np.stack([a[s][i] for a,s,i in zip((z,y,x), step, k.T)], 1)
     middle = (pts[:,2].min() + pts[:,2].max())/2
-    if np.ptp(pts[:,2]) < 95: middle = pts[:,2].mean() - 65*np.sign(pts[:,2].mean() or 1)     # one kidney only
+    one = np.ptp(pts[:,2]) < 95                       # mm: a single kidney
+    if one: middle = pts[:,2].mean() - 65*np.sign(pts[:,2].mean() or 1)
     sides = [pts[pts[:,2] < middle], pts[pts[:,2] >= middle]]
     centers = [np.median(o, 0) if len(o) else None for o in sides]
     mirror = lambda c: c*[1,1,-1] + [0, 0, 2*middle]
     return tuple(mirror(centers[1-i]) if c is None else c for i,c in enumerate(centers))
+
+# %% ../../nbs/book/04_phantom.ipynb #d888540a
+def _trunk(coords, lumps, right, left, rng):
+    "(distance that is 1 at the skin, where fat ends, thickness of the wall, mask of the bed)"
+    z,y,x = coords
+    mid,depth,gap = (right[2] + left[2])/2, (right[1] + left[1])/2, left[2] - right[2]
+    wide,deep = rng.uniform(150, 185)*max(gap/125, .9), rng.uniform(105, 135)
+    front = depth + rng.uniform(92, 112) - deep       # a hand's breadth from the kidneys to the back
+    body = ellipsoid((z*0,y,x), (0, front, mid), (1, deep, wide)) + .012*lumps(60)
+    skin,wall = rng.uniform(.86, .95), rng.uniform(.07, .10)
+    bed = front + deep + rng.uniform(4, 12) - (x - mid)**2/rng.uniform(1500, 4000) - y
+    return body, skin, wall, (np.abs(bed) < 1.5) & (body > 1.02) & (np.abs(x - mid) < 190) & (z < np.inf)
+
+def _organs(paint, inside, coords, lumps, right, left, rng):
+    "Liver, spleen, bowel with gas and contrast"
+    z,y,x = coords
+    mid,depth,gap = (right[2] + left[2])/2, (right[1] + left[1])/2, left[2] - right[2]
+    top = min(right[0], left[0])
+    liver = ellipsoid(coords, (top-35, depth-60, mid-gap*.55), (90, 75, 85)) + .08*lumps(40)
+    spleen = ellipsoid(coords, (top-30, depth-5, mid+gap*.95), (50, 38, 26)) + .08*lumps(30)
+    filling = rng.uniform(-.3, .6)                    # slim patients are filled with bowel, others with fat
+    for tissue,level in (('bowel', filling), ('contrast', 1.55)):
+        tubes = lumps(16) + .5*lumps(9)
+        paint(inside & (y < depth-28) & (liver > 1.05) & (tubes > level), tissue, 10*lumps(5))
+    paint(inside & (y < depth-35) & (liver > 1.1) & (lumps(18) > 1.45), 'gas')
+    paint(inside & (liver < 1), 'liver', 5*lumps(8))
+    paint(inside & (spleen < 1), 'spleen', 6*lumps(8))
+    paint(inside & (liver < .9) & (lumps(9) > 2.0), 'cava')      # vessels of the liver
+
+def _vessels_and_ribs(paint, coords, lumps, body, wall, mid, depth, back, rng):
+    "Aorta and vena cava before the spine, ribs in the wall"
+    z,y,x = coords
+    for dx,dy,r,tissue in ((8, -20, rng.uniform(8,12), 'aorta'), (-16, -18, rng.uniform(9,13), 'cava')):
+        wave = 3*np.sin(z/40 + dx)
+        paint(ellipsoid((0*z, y, x-wave), (0, back+dy, mid+dx), (1, r*.9, r)) < 1, tissue)
+    angle = np.arctan2(y - depth + 25, np.abs(x - mid))
+    rib = np.mod(z - 22*np.cos(angle) + 70*angle/np.pi, 30) < 9
+    shell = (body < wall+.055) & (body > wall-.005) & rib & (angle > -.6) & (z < 10)
+    paint(shell, 'bone', 20*lumps(5))
 
 # %% ../../nbs/book/04_phantom.ipynb #c022
 def paint_body(
@@ -130,66 +174,21 @@ def paint_body(
     rng:np.random.Generator  # Random numbers of this patient
 ) -> np.ndarray: # float32 HU (D,H,W), without kidneys
     "Everything but the kidneys"
-    shape = tuple(max(o.shape) for o in coords)
-    lumps = lambda size: smooth_field(shape, spacing, size, rng)
-    z,y,x = coords
-    mid,depth,gap = (right[2] + left[2])/2, (right[1] + left[1])/2, left[2] - right[2]
-    wide,deep = rng.uniform(150, 185)*max(gap/125, .9), rng.uniform(105, 135)
-    front = depth + rng.uniform(92, 112) - deep               # a hand's breadth from the kidneys to the skin of the back
-    body = ellipsoid((z*0,y,x), (0, front, mid), (1, deep, wide)) + .012*lumps(60)
-    skin,wall = rng.uniform(.86, .95), rng.uniform(.07, .10)
-    ct = np.where(body < 1, np.float32(hu['fat']), np.float32(hu['air'])) + 0*z
-    def put(mask, tissue, texture=0):
+    lumps = partial(smooth_field, tuple(max(o.shape) for o in coords), spacing, rng=rng)
+    body,skin,wall,bed = _trunk(coords, lumps, right, left, rng)
+    ct = np.where(body < 1, np.float32(hu['fat']), np.float32(hu['air'])) + 0*coords[0]
+    def paint(mask, tissue, texture=0):
         mask = mask & (body < skin)
         ct[mask] = hu[tissue] + (texture[mask] if np.ndim(texture) else texture)
-    bed = front + deep + rng.uniform(4, 12) - (x - mid)**2/rng.uniform(1500, 4000) - y
-    ct[(np.abs(bed) < 1.5) & (body > 1.02) & (np.abs(x - mid) < 190) & (z < np.inf)] = rng.uniform(-200, 300)
-    put((body < skin) & (body > skin-wall), 'muscle', 8*lumps(6))
-    inside = body < skin-wall
-    _organs(put, inside, coords, lumps, right, left, mid, depth, gap, rng)
-    _bones(put, coords, lumps, body, skin-wall, mid, depth, rng)
+    ct[bed] = rng.uniform(-200, 300)
+    paint(body > skin-wall, 'muscle', 8*lumps(6))
+    _organs(paint, body < skin-wall, coords, lumps, right, left, rng)
+    mid,depth = (right[2] + left[2])/2, (right[1] + left[1])/2
+    disc = np.sin(2*np.pi*(coords[0] + rng.uniform(0,35))/rng.uniform(31,36)) > .8
+    back = depth + rng.uniform(8, 18)
+    _spine(paint, coords, lumps, mid, back, disc)
+    _vessels_and_ribs(paint, coords, lumps, body, skin-wall, mid, depth, back, rng)
     return ct
-
-# %% ../../nbs/book/04_phantom.ipynb #c023
-def _organs(put, inside, coords, lumps, right, left, mid, depth, gap, rng):
-    "Liver, spleen, bowel with gas and contrast"
-    z,y,x = coords
-    top = min(right[0], left[0])
-    liver = ellipsoid(coords, (top-35, depth-60, mid-gap*.55), (90, 75, 85)) + .08*lumps(40)
-    spleen = ellipsoid(coords, (top-30, depth-5, mid+gap*.95), (50, 38, 26)) + .08*lumps(30)
-    fill = rng.uniform(-.3, .6)                               # slim patients are filled with bowel, others with fat
-    for part,level in (('bowel', fill), ('contrast', 1.55)):
-        tubes = lumps(16) + .5*lumps(9)
-        front = inside & (y < depth-28) & (liver > 1.05) & (tubes > level)
-        put(front, part, 10*lumps(5))
-    put(inside & (y < depth-35) & (liver > 1.1) & (lumps(18) > 1.45), 'gas')
-    put(inside & (liver < 1), 'liver', 5*lumps(8))
-    put(inside & (spleen < 1), 'spleen', 6*lumps(8))
-    vessels = inside & (liver < .9) & (lumps(9) > 2.0)
-    put(vessels, 'cava')
-
-def _bones(put, coords, lumps, body, wall, mid, depth, rng):
-    "Spine with canal and processes, muscles beside it, vessels before it, ribs in the wall"
-    z,y,x = coords
-    disc = np.sin(2*np.pi*(z + rng.uniform(0,35))/rng.uniform(31,36)) > .8
-    at = depth + rng.uniform(8, 18)
-    for side in (-1,1):
-        put(ellipsoid((0*z,y,x), (0, at+8, mid+side*35), (1, 18, 20)) + .06*lumps(25) < 1, 'muscle', 8*lumps(5))      # psoas
-        put(ellipsoid((0*z,y,x), (0, at+48, mid+side*34), (1, 22, 30)) + .06*lumps(25) < 1, 'muscle', 8*lumps(5))     # erector
-    vertebra = ellipsoid((0*z,y,x), (0, at+6, mid), (1, 17, 23)) + .04*lumps(15)
-    put((vertebra < 1), 'bone', 25*lumps(4)); put(vertebra < .85, 'marrow', 25*lumps(4))
-    put((vertebra < .95) & disc, 'bowel', 25)
-    ring = ellipsoid((0*z,y,x), (0, at+33, mid), (1, 13, 16))
-    put((ring < 1) & (ring > .62), 'bone', 25*lumps(4)); put(ring <= .62, 'pelvis')
-    put((np.abs(x-mid) < 3.5) & (y > at+44) & (y < at+70) & ~disc, 'bone')
-    put((np.abs(y-at-30) < 4) & (np.abs(x-mid) > 14) & (np.abs(x-mid) < 42) & disc, 'bone')
-    for dx,dy,r,tissue in ((8, -20, rng.uniform(8,12), 'aorta'), (-16, -18, rng.uniform(9,13), 'cava')):
-        wave = 3*np.sin(z/40 + dx)
-        put(ellipsoid((0*z, y, x-wave), (0, at+dy, mid+dx), (1, r*.9, r)) < 1, tissue)
-    angle = np.arctan2(y - depth + 25, np.abs(x - mid))
-    rib = np.mod(z - 22*np.cos(angle)*np.sign(1) + 70*angle/np.pi, 30) < 9
-    shell = (body < wall+.055) & (body > wall-.005) & rib & (angle > -.6) & (z < 10)
-    put(shell, 'bone', 20*lumps(5))
 
 # %% ../../nbs/book/04_phantom.ipynb #c025
 def paint_kidney(
@@ -200,7 +199,7 @@ def paint_kidney(
     rng:np.random.Generator  # Random numbers of this patient
 ):
     "Cortex, medulla, sinus, cysts and tumors of the labels in a box"
-    lumps = lambda size: smooth_field(seg.shape, spacing, size, rng)
+    lumps = partial(smooth_field, seg.shape, spacing, rng=rng)
     fg,tumor = seg > BACKGROUND, seg == TUMOR
     depth = ndi.distance_transform_edt(fg, sampling=spacing).astype(np.float32)
     inner = depth + 2.5*lumps(9)
@@ -209,13 +208,32 @@ def paint_kidney(
     deepest = max(12., .72*float(depth[fg & ~tumor].max(initial=0)))
     hu[fg & (depth + 1.5*lumps(8) > deepest)] = tissue['sinus']
     hu[fg & (depth + 1.5*lumps(6) > deepest+2.5)] = tissue['pelvis']
-    for _ in range(rng.poisson(.7)): _cyst(hu, fg & ~tumor, spacing, tissue, rng)
+    for _ in range(rng.poisson(.7)): _paint_cyst(hu, fg & ~tumor, spacing, tissue, rng)
     if tumor.any(): _paint_tumor(hu, tumor, spacing, tissue, lumps, rng)
 
-def _cyst(hu, kidney, spacing, tissue, rng):
+# %% ../../nbs/book/04_phantom.ipynb #b59b8f55
+def _spine(paint, coords, lumps, mid, back, disc):
+    "The muscles beside the spine, vertebrae and discs, the canal and the processes"
+    z,y,x = coords
+    for side in (-1,1):
+        psoas = ellipsoid((0*z,y,x), (0, back+8, mid+side*35), (1, 18, 20)) + .06*lumps(25)
+        paint(psoas < 1, 'muscle', 8*lumps(5))
+        erector = ellipsoid((0*z,y,x), (0, back+48, mid+side*34), (1, 22, 30)) + .06*lumps(25)
+        paint(erector < 1, 'muscle', 8*lumps(5))
+    vertebra = ellipsoid((0*z,y,x), (0, back+6, mid), (1, 17, 23)) + .04*lumps(15)
+    paint(vertebra < 1, 'bone', 25*lumps(4))
+    paint(vertebra < .85, 'marrow', 25*lumps(4))
+    paint((vertebra < .95) & disc, 'bowel', 25)
+    ring = ellipsoid((0*z,y,x), (0, back+33, mid), (1, 13, 16))
+    paint((ring < 1) & (ring > .62), 'bone', 25*lumps(4))
+    paint(ring <= .62, 'pelvis')
+    paint((np.abs(x-mid) < 3.5) & (y > back+44) & (y < back+70) & ~disc, 'bone')
+    paint((np.abs(y-back-30) < 4) & (np.abs(x-mid) > 14) & (np.abs(x-mid) < 42) & disc, 'bone')
+
+def _paint_cyst(hu, kidney, spacing, tissue, rng):
     "A ball of water at a random place of the kidney"
-    if not (spots := np.flatnonzero(kidney)).size: return
-    at = np.array(np.unravel_index(rng.choice(spots), kidney.shape))
+    if not (inside := np.flatnonzero(kidney)).size: return
+    at = np.array(np.unravel_index(rng.choice(inside), kidney.shape))
     axes = np.ogrid[tuple(slice(0, n) for n in kidney.shape)]
     d = sum(((a - c)*s)**2 for a,c,s in zip(axes, at, spacing))
     hu[kidney & (d < rng.uniform(4, 11)**2)] = tissue['cyst']
@@ -227,6 +245,16 @@ def _paint_tumor(hu, tumor, spacing, tissue, lumps, rng):
     core = rng.uniform(.3, .6)*depth.max() + 3*lumps(8)
     if depth.max() > 10 and rng.random() < .55: hu[tumor & (depth > core)] = tissue['necrosis'] + 5
 
+def _bounding_box(mask, margin):
+    "Slices of the bounding box of a mask, with a margin in voxels"
+    spans = [np.flatnonzero(mask.any(tuple(a for a in range(3) if a != d))) for d in range(3)]
+    return tuple(slice(max(0, s[0]-margin), s[-1]+1+margin) for s in spans)
+
+def _coarse_grid(shape, spacing, least=2.):
+    "Shape and spacing of a grid over the same extent that is nowhere finer than `least` mm"
+    coarse = resampled_shape(shape, spacing, tuple(max(s, least) for s in spacing))
+    return coarse, tuple(n*s/c for n,s,c in zip(shape, spacing, coarse))
+
 # %% ../../nbs/book/04_phantom.ipynb #c027
 def scan(
     hu:np.ndarray,           # float32 HU (D,H,W), ideal
@@ -235,12 +263,13 @@ def scan(
 ) -> np.ndarray: # int16 HU as a scanner gives them
     "Blur, correlated noise, rounding"
     blur = [o/s for o,s in zip((.8, *[rng.uniform(.6, 1.)]*2), spacing)]
-    sd,grain = rng.uniform(8, 20), [0, *[rng.uniform(.5, .9)/s for s in spacing[1:]]]
+    sd,grain = rng.uniform(8, 20), [rng.uniform(.5, .9)/s for s in spacing[1:]]     # noise: HU, and its size
     out = np.empty(hu.shape, np.int16)
     hu = ndi.gaussian_filter1d(hu, blur[0], axis=0, mode='nearest')
     for z,plane in enumerate(hu):
-        noise = ndi.gaussian_filter(rng.standard_normal(plane.shape, dtype=np.float32), grain[1:], mode='wrap')
-        out[z] = np.rint(np.clip(ndi.gaussian_filter(plane, blur[1:], mode='nearest') + sd*noise/noise.std(), -1024, 3071))
+        noise = ndi.gaussian_filter(rng.standard_normal(plane.shape, dtype=np.float32), grain, mode='wrap')
+        plane = ndi.gaussian_filter(plane, blur[1:], mode='nearest') + sd*noise/noise.std()
+        out[z] = np.rint(np.clip(plane, -1024, 3071))
     return out
 
 # %% ../../nbs/book/04_phantom.ipynb #c030
@@ -251,25 +280,18 @@ def paint_ct(
     "A CT around any kidney and tumor labels"
     rng = np.random.default_rng([seed, 19])
     tissue = draw_tissues(rng)
-    target = tuple(max(s, 2.) for s in seg.spacing)
-    coarse = resampled_shape(seg.shape, seg.spacing, target)
-    spacing = tuple(n*s/c for n,s,c in zip(seg.shape, seg.spacing, coarse))
-    coords = coordinates(coarse, spacing)
+    shape,spacing = _coarse_grid(seg.shape, seg.spacing)
     right,left = kidney_centers(seg.data, coordinates(seg.shape, seg.spacing))
-    hu = resample(paint_body(coords, spacing, right, left, tissue, rng), seg.shape)
-    box = _box(seg.data > BACKGROUND, 4)
+    hu = resample(paint_body(coordinates(shape, spacing), spacing, right, left, tissue, rng), seg.shape)
+    box = _bounding_box(seg.data > BACKGROUND, 4)
     near,labels = hu[box], seg.data[box]
     outside = ndi.distance_transform_edt(labels == BACKGROUND, sampling=seg.spacing)
     capsule = (outside > 0) & (outside < rng.uniform(.5, 12))
-    near[capsule & (near > -60)] = tissue['fat']                # perirenal fat
+    near[capsule & (near > -60)] = tissue['fat']                # the fat around a kidney
     paint_kidney(near, labels, seg.spacing, tissue, rng)
     return seg.like(scan(hu, seg.spacing, rng))
 
-def _box(mask, margin):
-    "Slices of the bounding box of a mask, with a margin in voxels"
-    spans = [np.flatnonzero(mask.any(tuple(a for a in range(3) if a != d))) for d in range(3)]
-    return tuple(slice(max(0, s[0]-margin), s[-1]+1+margin) for s in spans)
-
+# %% ../../nbs/book/04_phantom.ipynb #80ed836d
 def make_phantom(
     seed:int=0,                  # Patient
     shape:tuple=(64,144,160),    # (D,H,W)
@@ -278,22 +300,13 @@ def make_phantom(
     "A patient with two kidneys and at least one tumor"
     rng = np.random.default_rng([seed, 7])
     size = np.array(shape)*spacing
-    affine = np.zeros((4,4)); affine[2,0],affine[1,1],affine[0,2] = -spacing[0], -spacing[1], -spacing[2]
+    affine = np.zeros((4,4))
+    affine[2,0],affine[1,1],affine[0,2] = -spacing[0], -spacing[1], -spacing[2]
     affine[:,3] = [size[2]/2, size[1]/2, size[0]/2, 1]
     seg = Volume(phantom_labels(shape, spacing, rng), affine)
     return paint_ct(seg, seed), seg
 
 # %% ../../nbs/book/04_phantom.ipynb #c036
-def _write_case(folder, source, seed, **kwargs):
-    "Make both files of a case, or none; a line to print, or the `CaseError` that came between"
-    try:
-        if source: seg = read_seg(source); ct = paint_ct(seg, seed)
-        else: ct,seg = make_phantom(seed, **kwargs)
-    except CaseError as e: return e
-    with atomic_path(folder, folder=True) as tmp:
-        write_volume(tmp/'imaging.nii.gz', ct); write_volume(tmp/'segmentation.nii.gz', seg)
-    return f'{folder.name}: {"×".join(map(str, ct.shape))} voxels of {"×".join(f"{s:.3g}" for s in ct.spacing)} mm'
-
 def write_phantoms(
     out:Path|str,                # Folder to fill
     n:int=8,                     # Number of phantoms
@@ -308,13 +321,29 @@ def write_phantoms(
     out,failed = Path(out), []
     sources = _label_files(labels, cases) if labels else [(f'case_{k:05d}', None) for k in range(n)]
     todo = [(out/case, source, seed+i) for i,(case,source) in enumerate(sources) if not (out/case).is_dir()]
-    for (folder,*_),said in zip(todo, _each(partial(_write_case, **kwargs), todo, n_workers)):
+    for said in _each(partial(_write_case, **kwargs), todo, n_workers):
         if isinstance(said, CaseError): failed.append(said)
         elif echo: echo(said)
-    folders = [out/case for case,_ in sources if (out/case).is_dir()]
-    save_json(out/'kits.json', [dict(case_id=f.name, synthetic=True, painted_over_labels=bool(labels)) for f in sorted(out.glob('case_*'))])
-    if failed: raise CaseError(f'{len(failed)} unusable label maps: ' + ' | '.join(map(str, failed)), 'labels 0, 1, 2', 'remove or repair them; the other cases were written', path=labels)
-    return folders
+    about = dict(synthetic=True, painted_over_labels=bool(labels))
+    save_json(out/'kits.json', [dict(case_id=f.name, **about) for f in sorted(out.glob('case_*'))])
+    if failed:
+        why = ' | '.join(map(str, failed))
+        found = f'{len(failed)} of {len(sources)} label maps cannot be painted: {why}'
+        raise CaseError(found, fix='remove or repair them; the other cases were written', path=labels)
+    return [out/case for case,_ in sources if (out/case).is_dir()]
+
+# %% ../../nbs/book/04_phantom.ipynb #e5b2d1b5
+def _write_case(folder, source, seed, **kwargs):
+    "Make both files of a case, or none; a line to print, or the `CaseError` that came between"
+    try:
+        if source: seg = read_seg(source); ct = paint_ct(seg, seed)
+        else: ct,seg = make_phantom(seed, **kwargs)
+    except CaseError as e: return e
+    with atomic_path(folder, folder=True) as tmp:
+        write_volume(tmp/'imaging.nii.gz', ct)
+        write_volume(tmp/'segmentation.nii.gz', seg)
+    shape,spacing = '×'.join(map(str, ct.shape)), '×'.join(f'{s:.3g}' for s in ct.spacing)
+    return f'{folder.name}: {shape} voxels of {spacing} mm'
 
 def _each(f, jobs, n_workers):
     "What `f` gives for each job, in order, as it is ready"
@@ -325,7 +354,8 @@ def _each(f, jobs, n_workers):
 def _label_files(labels, cases):
     "(case id, file) of the wanted label maps"
     files = {o.parent.name: o for o in sorted(Path(labels).glob('case_*/segmentation.nii.gz'))}
-    if not files: raise CaseError('no case_*/segmentation.nii.gz', 'label maps in the official layout', 'check the folder', path=labels)
+    def fail(found, fix): raise CaseError(found, fix=fix, path=labels)
+    if not files: fail('the folder has no label maps (case_*/segmentation.nii.gz)', 'check its path')
     if missing := sorted(set(cases or []) - set(files)):
-        raise CaseError(f'no label map of {", ".join(missing)}', f'cases like {next(iter(files))}', 'check the case ids', path=labels)
+        fail(f'there is no label map of {", ".join(missing)}', f'case ids look like {next(iter(files))}')
     return [(k, files[k]) for k in cases or files]
