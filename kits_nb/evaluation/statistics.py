@@ -24,10 +24,12 @@ def mean_ci(
     seed:int=0          # Of the resamples
 ) -> tuple: # (mean, low, high); the ends are NaN for fewer than two cases
     "A mean and its bootstrap interval"
-    x = np.asarray(x, float); m = float(x.mean()) if len(x) else np.nan
+    x = np.asarray(x, float)
+    m = float(x.mean()) if len(x) else np.nan
     if len(x) < 2 or not np.isfinite(m): return m, np.nan, np.nan
     if np.ptp(x) == 0: return m, m, m
-    ci = stats.bootstrap((x,), np.mean, n_resamples=n, confidence_level=level, method=method, rng=np.random.default_rng(seed)).confidence_interval
+    ci = stats.bootstrap((x,), np.mean, n_resamples=n, confidence_level=level, method=method,
+                         rng=np.random.default_rng(seed)).confidence_interval
     return m, float(ci.low), float(ci.high)
 
 # %% ../../nbs/engine/62_statistics.ipynb #nc5a8
@@ -39,20 +41,25 @@ def score_columns(
     "The scores of a table, without volumes and notes"
     return [c+k for k in KINDS for c in ('kidney','mass','tumor','composite') if c+k in df]
 
+# %% ../../nbs/engine/62_statistics.ipynb #a252168d
 def only_cases(
     df:pd.DataFrame # From `evaluate_folder`
 ) -> pd.DataFrame: # Without the row 'mean'
     "The cases of a table"
     return df.drop(index='mean', errors='ignore')
 
+# %% ../../nbs/engine/62_statistics.ipynb #4385ceca
 def summarize_scores(
     df:pd.DataFrame, # From `evaluate_folder`
     **kwargs         # For `mean_ci`
 ) -> pd.DataFrame: # A row for each score: mean, low, high, median, worst, cases
     "Means with their intervals"
-    d = only_cases(df)
-    rows = {c: (*mean_ci(d[c], **kwargs), d[c].median(), d[c].max() if c.endswith('_hd95') else d[c].min(), len(d)) for c in score_columns(df)}
-    return pd.DataFrame.from_dict(rows, orient='index', columns=['mean','low','high','median','worst','cases']).rename_axis('score')
+    d,rows = only_cases(df), {}
+    for c in score_columns(df):
+        worst = d[c].max() if c.endswith('_hd95') else d[c].min()
+        rows[c] = (*mean_ci(d[c], **kwargs), d[c].median(), worst, len(d))
+    columns = ['mean','low','high','median','worst','cases']
+    return pd.DataFrame.from_dict(rows, orient='index', columns=columns).rename_axis('score')
 
 # %% ../../nbs/engine/62_statistics.ipynb #nf875
 def compare_runs(
@@ -60,20 +67,25 @@ def compare_runs(
     b:pd.DataFrame,    # The same cases, from another run
     tie:float=1e-3,    # Differences up to this are ties: Dice, or mm
     **kwargs           # For `mean_ci`
-) -> pd.DataFrame: # A row for each score: mean of a, of b, their difference a-b with low and high, p (Wilcoxon), wins, ties and losses of a, cases; raises `CaseError` if no case is in both
-    "Is one run better than another?"
+) -> pd.DataFrame: # A row for each score: both means, a-b with interval and p, wins, ties and losses of a
+    "Is one run better than another, case by case? Raises `CaseError` if no case is in both"
     a,b = only_cases(a), only_cases(b)
     both = a.index.intersection(b.index)
-    if not len(both): raise CaseError('no case that both runs have', 'at least one', 'compare two runs on the same data')
-    a,b = a.loc[both], b.loc[both]
-    rows = {c: _paired(a[c].to_numpy(float), b[c].to_numpy(float), tie, -1 if c.endswith('_hd95') else 1, kwargs) for c in score_columns(a) if c in b}
-    return pd.DataFrame.from_dict(rows, orient='index', columns=['mean','other','difference','low','high','p','wins','ties','losses','cases']).rename_axis('score')
+    if not len(both):
+        raise CaseError('the two runs have no case in common', fix='compare two runs on the same data')
+    rows = {}
+    for c in score_columns(a):
+        sign = -1 if c.endswith('_hd95') else 1                       # -1 where less is better
+        if c in b: rows[c] = _paired(*(o.loc[both, c].to_numpy(float) for o in (a, b)), tie, sign, kwargs)
+    columns = ['mean','other','difference','low','high','p','wins','ties','losses','cases']
+    return pd.DataFrame.from_dict(rows, orient='index', columns=columns).rename_axis('score')
 
 def _paired(a, b, tie, sign, kwargs):
-    "One score of both runs; `sign` is -1 where less is better"
+    "One score of both runs"
     d = a - b
     p = float(stats.wilcoxon(d).pvalue) if len(d) > 1 and np.any(d != 0) and np.isfinite(d).all() else 1.
-    return a.mean(), b.mean(), *mean_ci(d, **kwargs), p, int((sign*d > tie).sum()), int((abs(d) <= tie).sum()), int((sign*d < -tie).sum()), len(d)
+    counts = [int(o.sum()) for o in (sign*d > tie, abs(d) <= tie, sign*d < -tie)]
+    return a.mean(), b.mean(), *mean_ci(d, **kwargs), p, *counts, len(d)
 
 # %% ../../nbs/engine/62_statistics.ipynb #nd5ba
 SIZES = (0, 10, 30, 100, np.inf)   # ml
@@ -89,30 +101,39 @@ def by_size(
     d,rows = only_cases(df), {}
     for lo,hi in zip(bins, bins[1:]):
         x = d[score][(d[size] >= lo) & (d[size] < hi)]
-        rows[f'{lo:g}-{hi:g} ml' if np.isfinite(hi) else f'{lo:g} ml and more'] = (len(x), *mean_ci(x, **kwargs))
-    return pd.DataFrame.from_dict(rows, orient='index', columns=['cases','mean','low','high']).rename_axis(size)
+        name = f'{lo:g}-{hi:g} ml' if np.isfinite(hi) else f'{lo:g} ml and more'
+        rows[name] = (len(x), *mean_ci(x, **kwargs))
+    columns = ['cases','mean','low','high']
+    return pd.DataFrame.from_dict(rows, orient='index', columns=columns).rename_axis(size)
 
 # %% ../../nbs/engine/62_statistics.ipynb #n7cf8
 COUNTS = ('cases','wins','ties','losses','penalised')
-LEGEND = 'SD: surface Dice at the tolerance of KiTS23. HD95: 95 % Hausdorff distance, mm; the scan\'s diagonal where a mask is missing.'
+LEGEND = ('SD: surface Dice at the tolerance of KiTS23. '
+          'HD95: 95 % Hausdorff distance, mm; the scan\'s diagonal where a mask is missing.')
 
 def score_name(
     name # Column or row of a table
 ) -> str: # Such as 'kidney SD'
-    "A heading for people"
-    for k,v in (('_sd',' SD'), ('_hd95',' HD95'), ('_ml',' ml')): name = f'{str(name).removesuffix(k)}{v}' if str(name).endswith(k) else name
-    return str(name)
+    "A heading"
+    name = str(name)
+    for k,v in (('_sd',' SD'), ('_hd95',' HD95'), ('_ml',' ml')):
+        if name.endswith(k): name = name.removesuffix(k) + v
+    return name
+
+# %% ../../nbs/engine/62_statistics.ipynb #99b7d8ee
+def as_text(
+    df:pd.DataFrame # Any table of this chapter, of `evaluate_folder`, or of `measure_folder`
+) -> pd.DataFrame: # Of strings
+    "A table to be read"
+    names = [[score_name(o) for o in axis] for axis in df.axes]
+    values = zip(df.index, df.astype(object).values)
+    rows = [[_cell(i, c, v) for c,v in zip(df.columns, row)] for i,row in values]
+    return pd.DataFrame(rows, *names)
 
 def _cell(row, col, v):
     if isinstance(v, str): return v
     if v is None or np.isnan(v): return '–'
     if col in COUNTS: return f'{v:.0f}'
     if col == 'p': return f'{v:.2g}'
-    return f'{v:.1f}' if any(str(o).endswith(('_hd95','_ml','_mm')) or o == 'ml' for o in (row, col)) else f'{v:.4f}'
-
-def as_text(
-    df:pd.DataFrame # Any table of this chapter, of `evaluate_folder`, or of `measure_folder`
-) -> pd.DataFrame: # Of strings
-    "A table for people"
-    rows = [[_cell(i, c, v) for c,v in zip(df.columns, row)] for i,row in zip(df.index, df.astype(object).values)]
-    return pd.DataFrame(rows, index=[score_name(i) for i in df.index], columns=[score_name(c) for c in df.columns])
+    short = any(str(o).endswith(('_hd95','_ml','_mm')) or o == 'ml' for o in (row, col))
+    return f'{v:.1f}' if short else f'{v:.4f}'

@@ -15,18 +15,13 @@ import nibabel as nib, numpy as np
 # %% ../../nbs/engine/68_submit.ipynb #na7cb
 from ..core import *
 from ..data.volume import *
+from ..data.files import *
 from ..data.kits19 import *
 from ..inference.cases import prediction_path
-from ..data.files import *
+from .scores import similar_file
 
 # %% ../../nbs/engine/68_submit.ipynb #n65e6
 CASES = tuple(f'case_{i:05d}' for i in range(210, 300))   # KiTS19's test set
-
-def _grid_problems(vol, scan):
-    "Does a prediction lie where the scan lies, in the file's own axes?"
-    img = nib.load(scan)
-    if tuple(img.shape[:3]) != tuple(vol.source.shape): yield f'shape {tuple(vol.source.shape)}', f'{tuple(img.shape[:3])}, as the scan has', 'predict on the original scan'
-    elif (gap := corner_gap(img.shape[:3], img.affine, vol.source.affine)) > .1: yield f'an affine {gap:.1f} mm off the scan\'s', 'at most 0.1 mm', 'copy the affine of the scan'
 
 def check_prediction(
     path:Path|str,            # prediction_00210.nii.gz
@@ -34,54 +29,95 @@ def check_prediction(
     scan:Path|str|None=None   # The scan it belongs to
 ) -> list: # `CaseError`s; empty if the file is fit for the server
     "Everything that is wrong with a prediction"
-    if not Path(path).is_file(): return [CaseError('no prediction', 'a label file', 'predict it; the server counts a missing case as background', case, path)]
+    if not Path(path).is_file(): return [_missing(path, case)]
     try: vol = read_volume(path)
-    except CaseError as e: return [CaseError(e.found, e.expected, e.fix, case, e.path)]
-    out,values = [], np.unique(vol.data)
-    if vol.data.dtype.kind not in 'iu': out.append((f'voxels of type {vol.data.dtype}', 'whole numbers, best uint8', 'round them and save them as uint8'))
-    if len(bad := values[~np.isin(values, LABELS)]): out.append((f'label values {bad[:5].tolist()}', 'only 0 (background), 1 (kidney) and 2 (tumor)', 'the server counts others as background'))
-    try: out += list(_grid_problems(vol, scan)) if scan else []
-    except (OSError, nib.filebasedimages.ImageFileError) as e: out.append((f'a scan that cannot be read ({e})', 'a NIfTI file', f'check {scan}'))
-    return [CaseError(*o, case, path) for o in out]
+    except CaseError as e: return [e.of_case(case)]
+    return [CaseError(*o, case, path) for o in (*_value_problems(vol.data), *_scan_problems(vol, scan))]
+
+def _missing(path, case):
+    other = similar_file(path)
+    hint = f'rename {other.name} if that is it' if other else 'predict it'
+    fix = f'{hint}; the server counts a missing case as background'
+    return CaseError('no prediction', '', fix, case, path)
+
+def _value_problems(x):
+    "Are the voxels whole numbers from 0 to 2?"
+    if x.dtype.kind not in 'iu':
+        yield f'the voxels have the type {x.dtype}', 'whole numbers', 'round them and save them as uint8'
+    values = np.unique(x)
+    if len(bad := values[~np.isin(values, LABELS)]):
+        yield (f'label values {bad[:5].tolist()}', 'only 0 (background), 1 (kidney) and 2 (tumor)',
+               'the server counts others as background')
+
+def _scan_problems(vol, scan):
+    "Does a prediction lie where the scan lies, in the file's own axes?"
+    if not scan: return
+    try: img = nib.load(scan)
+    except (OSError, nib.filebasedimages.ImageFileError) as e:
+        yield f'the scan cannot be read ({e})', '', f'check {scan}'
+        return
+    have,want = tuple(vol.source.shape), tuple(img.shape[:3])
+    if have != want:
+        yield f'the prediction has shape {have}', f'{want} as the scan has', 'predict on the original scan'
+    elif (gap := corner_gap(want, img.affine, vol.source.affine)) > .1:
+        yield f'the affine is {gap:.1f} mm off the scan\'s', 'at most 0.1 mm', 'copy the affine of the scan'
 
 # %% ../../nbs/engine/68_submit.ipynb #ndb2c
-def _digest(f): return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
-
 def check_zip(
     path:Path|str, # The zip
     files:dict     # Name in the zip -> file on disk
 ) -> None: # Raises `CaseError` if the zip holds anything else
-    "Is a zip what it should be, byte for byte?"
+    "Does a zip hold these files, byte for byte?"
     try:
-        with zipfile.ZipFile(path) as z:
-            names = z.namelist()
-            if sorted(names) != sorted(files): raise CaseError(f'{len(names)} files in the zip: {", ".join(sorted(set(names) ^ set(files))[:5])}', f'{len(files)} predictions and nothing else', 'write it again', path=path)
-            for name,file in files.items():
-                with z.open(name) as a, open(file, 'rb') as b:
-                    if _digest(a) != _digest(b): raise CaseError(f'{name} differs from {file}', 'the same bytes', 'write it again', path=path)
-    except (zipfile.BadZipFile, OSError) as e: raise CaseError(f'a zip that cannot be read ({e})', 'a zip of predictions', 'write it again', path=path) from None
+        with zipfile.ZipFile(path) as z: _compare(z, files, path)
+    except (zipfile.BadZipFile, OSError) as e:
+        raise CaseError(f'the zip cannot be read ({e})', '', 'write it again', path=path) from None
 
+def _compare(z, files, path):
+    names = z.namelist()
+    if sorted(names) != sorted(files):
+        differ = ', '.join(sorted(set(names) ^ set(files))[:5])
+        raise CaseError(f'the zip holds {len(names)} files',
+                        f'{len(files)} predictions (different: {differ})', 'write it again', path=path)
+    for name,file in files.items():
+        with z.open(name) as a, open(file, 'rb') as b:
+            if _digest(a) != _digest(b):
+                raise CaseError(f'{name} differs from {file}', '', 'write it again', path=path)
+
+def _digest(f):
+    if hasattr(hashlib, 'file_digest'): return hashlib.file_digest(f, 'sha256').hexdigest()
+    return hashlib.sha256(f.read()).hexdigest()
+
+# %% ../../nbs/engine/68_submit.ipynb #86be9b03
 def check_submission(
     predictions:Path|str,      # Folder of predictions
     cases:list=CASES,          # Ids that the server wants
     data:Path|str|None=None,   # Folder with the scans, to compare shape and affine
     echo=None                  # Gets a line per case
-) -> tuple: # (dict: name in the zip -> file, list of `CaseError`: all that is wrong, missing and unexpected files included)
-    "Look at every file before anything is written"
-    if not Path(predictions).is_dir(): raise CaseError('no such folder', 'a folder of predictions', 'predict first', path=predictions)
+) -> tuple: # (dict: name in the zip -> file, list of `CaseError`, for missing and unexpected files as well)
+    "Check every file before anything is written"
+    if not Path(predictions).is_dir():
+        raise CaseError('no such folder', 'a folder of predictions', 'predict first', path=predictions)
     scans = {c.id: c.ct for c in find_cases(data)} if data else {}
     files,problems = {}, []
     for case in cases:
         path = prediction_path(predictions, case)
         found = check_prediction(path, case, scans.get(case))
-        if data and scans.get(case) is None: found.append(CaseError('no scan to compare with', 'imaging.nii.gz', 'download it, or leave --data out', case, data))
+        if data and scans.get(case) is None:
+            fix = 'download it, or leave --data out'
+            found.append(CaseError('no scan to compare with', '', fix, case, data))
         if path.is_file(): files[path.name] = path
         problems += found
         if echo: echo(f'{case}: {found[0].found if found else "ok"}')
+    return files, problems + _unexpected(predictions, cases)
+
+def _unexpected(predictions, cases):
     wanted = {prediction_path(predictions, c).name for c in cases}
     extra = sorted(o for o in Path(predictions).glob('prediction_*') if o.name not in wanted)
-    return files, problems + [CaseError(f'{o.name}, which is no case of this submission', 'only wanted cases', 'name it right, or take it out of the folder', path=o) for o in extra]
+    fix = 'rename it, or take it out of the folder'
+    return [CaseError(f'{o.name} is no case of this submission', '', fix, path=o) for o in extra]
 
+# %% ../../nbs/engine/68_submit.ipynb #c7f4554a
 def write_submission(
     predictions:Path|str,      # Folder of predictions
     out:Path|str,              # .zip to write
@@ -89,14 +125,16 @@ def write_submission(
     data:Path|str|None=None,   # Folder with the scans, to compare shape and affine
     missing:str='error',       # 'error', or 'background': leave missing cases out
     echo=None                  # Gets a line per case
-) -> list: # `CaseError`s of the cases that were left out; raises one `CaseError` with all problems if there are others
+) -> list: # `CaseError`s of the cases that were left out; raises one `CaseError` with all other problems
     "Check the predictions, zip them, and check the zip"
-    if Path(out).suffix != '.zip': raise CaseError(f'the name {Path(out).name}', 'one that ends in .zip', 'choose such a name', path=out)
+    if Path(out).suffix != '.zip':
+        raise CaseError('the name does not end in .zip', fix='choose such a name', path=out)
     files,problems = check_submission(predictions, cases, data, echo)
     left = [e for e in problems if e.found == 'no prediction' and missing == 'background']
     if bad := [e for e in problems if e not in left]:
-        raise CaseError(f'{len(bad)} problems, and no zip was written\n' + '\n'.join(f'  {e}' for e in bad), path=predictions)
-    if not files: raise CaseError('no prediction at all', 'at least one', 'predict first', path=predictions)
+        lines = '\n'.join(f'  {e}' for e in bad)
+        raise CaseError(f'{len(bad)} problems, and no zip was written\n{lines}', path=predictions)
+    if not files: raise CaseError('no prediction at all', '', 'predict first', path=predictions)
     with atomic_path(out) as tmp:
         with zipfile.ZipFile(tmp, 'w', zipfile.ZIP_STORED) as z:
             for name,file in files.items(): z.write(file, name)
