@@ -197,7 +197,7 @@ class StopOnNaN(Callback):
     def _check(self):
         if self.last is None or self.last[1]: return
         step,_,own = self.last
-        if own and world()[1] > 1: raise LostNeighbour('a loss that is not finite in another process')
+        if own and world()[1] > 1: raise PeerError('a loss that is not finite in another process')
         dl = self.dls.train
         cases = [dl.dataset.case_of(i).id for i in list(dl.get_idxs())[step*dl.bs:(step+1)*dl.bs]]
         raise CaseError('the loss is not finite',
@@ -213,7 +213,7 @@ def explained(
     "Say in words what ended a training"
     try: yield
     except (OSError, SafetensorError) as e:
-        reason = re.sub(r'^Exception occured in \S+ when calling event \S+:\s*', '', str(e))    # fastai's words
+        reason = re.sub(r'^Exception occured in \S+ when calling event \S+:\s*', '', str(e))  # fastai's words
         raise CaseError(f'the run folder cannot be read or written ({" ".join(reason.split())})',
                         fix=f'{_last_epoch(run)} Make room, and add --resume', path=run) from None
 

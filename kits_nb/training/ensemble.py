@@ -31,7 +31,7 @@ def fold_list(
 def train_folds(
     prepared:Path|str,       # Folder that `prepare_folder` made
     out:Path|str,            # Gets fold_0, fold_1 …
-    recipe:Recipe|None=None, # Settings, whatever their `fold`; None: those of the runs in `out`, or the paper's
+    recipe:Recipe|None=None, # Settings, whatever their `fold`; None: those of the runs there, or the paper's
     folds:list|None=None,    # Which; all by default
     resume:bool=False,       # Resume what is there?
     echo=print,              # Gets a line per fold and epoch; None for silence
