@@ -49,7 +49,8 @@ def load_model(
         raise CaseError(f'the file has the format {cfg["format"]}', f'the format {FORMAT}',
                         'load it with the version of kits_nb that wrote it', path=config)
     net = BoundaryNet(NetConfig.from_dict(cfg['network'], config))
-    if not weights.is_file(): raise CaseError('there are no weights', fix='copy the whole folder', path=weights)
+    if not weights.is_file():
+        raise CaseError('there are no weights', fix='copy the whole folder', path=weights)
     try: net.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError, OSError) as e:
         *_,why = str(e).strip().splitlines()[:2]        # PyTorch begins with a line that says nothing

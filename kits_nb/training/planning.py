@@ -1,4 +1,4 @@
-"""Time, memory, disk and money of the paper's training, from a cost model that is small enough to check
+"""Time, memory and disk of the paper's training, from a cost model that is small enough to check
 
 Docs: https://kits-nb.github.io/kits_nb/engine/planning.html.md"""
 
@@ -17,38 +17,44 @@ from torch.utils._pytree import tree_leaves
 
 # %% ../../nbs/engine/44_planning.ipynb #n39c9
 from ..core import *
-from ..network.fast import *
-from ..network.blocks import *
 from ..network.model import *
+from ..network.fast import *
 from .losses import *
 
 # %% ../../nbs/engine/44_planning.ipynb #nce4d
 class Traffic(TorchDispatchMode):
     "Sum the bytes that all operations read and write; a view moves none"
-    def __init__(self): super().__init__(); self.bytes = 0
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.bytes += sum(o.numel()*o.element_size() for o in tree_leaves((args, kwargs, out)) if isinstance(o, torch.Tensor))
+        moved = [] if func.is_view else tree_leaves((args, kwargs, out))
+        self.bytes += sum(o.numel()*o.element_size() for o in moved if isinstance(o, torch.Tensor))
         return out
 
+# %% ../../nbs/engine/44_planning.ipynb #p011
 @dataclass(frozen=True)
 class StepCost:
-    "What one crop costs in training, in float32"
+    "What one step costs in training, in float32"
     flops:int    # Multiplications and additions of the convolutions, forward and backward
     traffic:int  # Bytes read and written by all operations
     saved:int    # Bytes kept for the backward pass
     params:int   # Trained values
 
+# %% ../../nbs/engine/44_planning.ipynb #p012
 @lru_cache
 def step_cost(
     net:NetConfig=NetConfig(), # The architecture
     size:tuple=(176,)*3,       # Crop (D,H,W)
-    bs:int=1                   # Crops
+    bs:int=1,                  # Crops
+    fast:bool=True             # In the layers of `speed_up`, as `make_learner` uses them?
 ) -> StepCost: # For the whole batch
     "Count a training step, without doing it"
     with torch.device('meta'):
         model,loss = BoundaryNet(net), BoundaryLoss()
+        if fast: speed_up(model)
         x,y = torch.empty(bs, net.in_channels, *size), torch.empty(bs, *size, dtype=torch.uint8)
         with Traffic() as moved: loss(model(x), y).backward()
         saved = saved_bytes(lambda: loss(model(x), y), model)
@@ -64,28 +70,31 @@ class Machine(Config):
     bandwidth:float     # Of that memory, bytes/s
     link:float          # To another GPU, bytes/s
     gpus:int = 1
-    price:float = 0.    # Dollars for one GPU and hour
     width:float = 4.    # Bytes of a value that moves: 4 in float32, 3 under autocast
+    kept:float = 4.     # Bytes of a value that is kept: 4 in float32, 2.3 under autocast
     share:float = .5    # Of the peak
     share_memory:float = .7 # Of bandwidth and link
 
     def roofline(self): return self.replace(share=1., share_memory=1.)   # No program is faster
 
+_HALF = dict(width=3., kept=2.3, share=.25)
 MACHINES = dict(
-    v100    = Machine('8 V100', 15.7e12, 16e9, 900e9, 150e9, gpus=8, price=.97),
-    h100    = Machine('H100', 989e12, 80e9, 3350e9, 450e9, price=2.95, width=3., share=.25),
-    rtx4090 = Machine('RTX 4090', 165.2e12, 24e9, 1008e9, 32e9, price=.34, width=3., share=.25),
+    v100    = Machine('8 V100', 15.7e12, 16e9, 900e9, 150e9, gpus=8),
+    h100    = Machine('H100', 989e12, 80e9, 3350e9, 450e9, **_HALF),
+    rtx4090 = Machine('RTX 4090', 165.2e12, 24e9, 1008e9, 32e9, **_HALF),
     cpu     = Machine('1 CPU core', 1.45e11, 24e9, float('inf'), float('inf'), share=1.))
 
+# %% ../../nbs/engine/44_planning.ipynb #p030
 def step_seconds(
     machine:Machine,           # Where
     net:NetConfig=NetConfig(), # The architecture
     size:tuple=(176,)*3,       # Crop (D,H,W)
     bs:int=1                   # Crops in a process
 ) -> float: # Seconds of one training step
-    "Time of a step"
+    "Time of a step, eq. (1)"
     c,W = step_cost(net, tuple(size)), machine.gpus
-    one = c.flops/(machine.share*machine.peak) + c.traffic*machine.width/4/(machine.share_memory*machine.bandwidth)
+    traffic = c.traffic*machine.width/4
+    one = c.flops/(machine.share*machine.peak) + traffic/(machine.share_memory*machine.bandwidth)
     return bs*one + 2*(W-1)/W*4*c.params/(machine.share_memory*machine.link)
 
 # %% ../../nbs/engine/44_planning.ipynb #n2d96
@@ -99,14 +108,16 @@ def plan(
     epochs:int=300,            # Passes over the cases
     voxels:float=14.15e9/210,  # Of a case at the working grid
     compressed:bool=False      # In the compressed store?
-) -> dict: # machine, hours, step_ms, crops_s (read by the loader), memory_gb (of one GPU) and fits, disk_gb, dollars
+) -> dict: # machine, hours, gpu_hours, step_ms, crops_s (to be read), memory_gb (of a GPU), fits, disk_gb
     "What a training run takes"
     own = ceil(bs/machine.gpus)
     step,c = step_seconds(machine, net, size, own), step_cost(net, tuple(size))
-    hours = epochs*(ceil(cases/(own*machine.gpus)) + ceil(valid/(own*machine.gpus))/3)*step/3600
-    need = own*c.saved*machine.width/4 + 16*c.params
-    return dict(machine=machine.name, hours=hours, step_ms=1e3*step, crops_s=own*machine.gpus/step, memory_gb=need/1e9, fits=need < machine.memory,
-                disk_gb=(cases + valid)*voxels*(.9 if compressed else 3)/1e9, dollars=hours*machine.gpus*machine.price)
+    steps,held_out = ceil(cases/(own*machine.gpus)), ceil(valid/(own*machine.gpus))
+    hours = epochs*(steps + held_out/3)*step/3600
+    need = own*c.saved*machine.kept/4 + 16*c.params
+    disk,crops = (cases + valid)*voxels*(.9 if compressed else 3), own*machine.gpus
+    return dict(machine=machine.name, hours=hours, gpu_hours=hours*machine.gpus, step_ms=1e3*step,
+                crops_s=crops/step, memory_gb=need/1e9, fits=need < machine.memory, disk_gb=disk/1e9)
 
 # %% ../../nbs/engine/44_planning.ipynb #nc26d
 def show_growth(
@@ -115,15 +126,23 @@ def show_growth(
 ):
     "Hours of the paper's run, and memory of one crop, against crop, filters, cases and GPUs"
     import matplotlib.pyplot as plt
-    if axs is None: axs = plt.subplots(1, 4, figsize=(10, 2.5), dpi=60, layout='constrained')[1]
+    if axs is None: axs = plt.subplots(1, 4, figsize=(7.6, 2.6), dpi=80, layout='constrained', sharey=True)[1]
     one = machine.replace(gpus=1)
-    for ax,(name,values,of) in zip(axs, (
-        ('crop side, voxels', (64,96,128,176,224), lambda n: plan(one, size=(n,)*3, bs=1)),
-        ('filters', (8,16,32,64), lambda n: plan(one, NetConfig(filters=n), bs=1)),
-        ('cases', (50,100,210,489), lambda n: plan(one, cases=n, valid=n//4, bs=1)),
-        ('GPUs', (1,2,4,8), lambda n: plan(machine.replace(gpus=n), bs=n)))):
+    panels = (('crop side (voxels)', (64,96,128,176), lambda n: plan(one, size=(n,)*3, bs=1)),
+              ('filters', (8,16,32,64), lambda n: plan(one, NetConfig(filters=n), bs=1)),
+              ('cases', (50,100,210,489), lambda n: plan(one, cases=n, valid=n//4, bs=1)),
+              ('GPUs', (1,2,4,8), lambda n: plan(machine.replace(gpus=n), bs=n)))
+    for ax,(name,values,of) in zip(axs, panels):
         plans = [of(n) for n in values]
-        for key,color,mark in (('hours','#0072B2','o'), ('memory_gb','#D55E00','s')): ax.loglog(values, [p[key] for p in plans], color=color, marker=mark, label=key)
-        ax.set(xlabel=name, xticks=values, xticklabels=values); ax.minorticks_off(); ax.grid(alpha=.3)
-    axs[0].set_ylabel('hours, or GB for one crop'); axs[0].legend()
+        for key,label,look in (('hours', 'hours', dict(color='#0072B2', marker='o')),
+                               ('memory_gb', 'GB', dict(color='#D55E00', marker='s'))):
+            ax.loglog(values, [p[key] for p in plans], label=label, **look)
+        ax.minorticks_off()
+        ax.set_xticks(values, values)
+        ax.set(xlabel=name)
+        ax.grid(alpha=.3)
+    ticks = [1, 10, 100, 1000]
+    axs[0].set_yticks(ticks, ticks)
+    axs[0].set_ylabel('hours, or GB for one crop')
+    axs[0].legend()
     return axs
