@@ -1,4 +1,4 @@
-"""Labels, errors, files and settings: the few things that every chapter shares
+"""Labels, errors, files, settings, batches of cases and worker processes: what all modules share
 
 Docs: https://kits-nb.github.io/kits_nb/engine/core.html.md"""
 
@@ -6,14 +6,14 @@ Docs: https://kits-nb.github.io/kits_nb/engine/core.html.md"""
 
 # %% auto #0
 __all__ = ['BACKGROUND', 'KIDNEY', 'TUMOR', 'LABELS', 'CHANNELS', 'CaseError', 'atomic_path', 'worker_pool', 'result_of',
-           'Config', 'save_json', 'load_json', 'data_dir']
+           'Outcome', 'for_each_case', 'Config', 'save_json', 'load_json', 'data_dir']
 
 # %% ../nbs/engine/20_core.ipynb #c003
 import json, os, shutil, tempfile
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,11 +24,11 @@ CHANNELS = ('kidney', 'tumor')       # the network's outputs: label > 0, and lab
 
 # %% ../nbs/engine/20_core.ipynb #c009
 class CaseError(Exception):
-    "Something is wrong with an input: says where, what was found, what was expected and what to do"
+    "Something is wrong with an input: where, what, what should be there instead, and what to do"
     def __init__(self,
-        found:str,         # What is there
-        expected:str='',   # What should be there
-        fix:str='',        # What the reader can do about it
+        found:str,         # What is wrong: the beginning of a sentence, in lower case
+        expected:str='',   # What should be there, where that says more
+        fix:str='',        # What the reader can do about it: a sentence of its own
         case:str='',       # Case id, if it is known
         path:Path|str=''   # File or folder concerned
     ):
@@ -38,7 +38,14 @@ class CaseError(Exception):
     def __str__(self):
         where = ''.join(f'{o}: ' for o in (self.case, self.path) if o)
         what = self.found + (f', expected {self.expected}' if self.expected else '')
-        return where + '. '.join(o[:1].upper() + o[1:] if i else o for i,o in enumerate((what, self.fix)) if o)
+        if not self.fix: return where + what
+        stop = '' if what.endswith(('.', '?', '!')) else '.'
+        return f'{where}{what}{stop} {self.fix[:1].upper()}{self.fix[1:]}'
+
+    def of_case(self,
+        case:str # Case id
+    ) -> 'CaseError': # The same error with that id, unless it has one already
+        return CaseError(self.found, self.expected, self.fix, self.case or case, self.path)
 
     def __reduce__(self): return CaseError, (self.found, self.expected, self.fix, self.case, self.path)
 
@@ -76,12 +83,57 @@ def worker_pool(
     "New processes that share the cores of this machine"
     return ProcessPoolExecutor(n, get_context('spawn'), _use_threads, (max(1, (os.cpu_count() or 1)//n),))
 
+# %% ../nbs/engine/20_core.ipynb #n2020
 def result_of(
     job:Future # What a `worker_pool` gave for a submitted call
 ): # What the call returned; raises what it raised, and `CaseError` if its process died
     "The result of work in another process"
     try: return job.result()
-    except BrokenProcessPool: raise CaseError('a worker process that died', 'one that ends', 'memory may be too small: run again with fewer processes') from None
+    except BrokenProcessPool:
+        raise CaseError('a worker process died, most likely because memory ran out',
+                        fix='run again with fewer processes') from None
+
+# %% ../nbs/engine/20_core.ipynb #n2022
+@dataclass
+class Outcome:
+    "What became of a batch of cases"
+    done:list = field(default_factory=list)      # Ids of this time
+    skipped:list = field(default_factory=list)   # Ids that had been finished before
+    failed:list = field(default_factory=list)    # `CaseError` of each that failed
+
+    @property
+    def summary(self) -> str:
+        "A sentence, and a line for every failure"
+        head = f'{len(self.done)} done, {len(self.skipped)} already there, {len(self.failed)} failed'
+        return '\n'.join([head, *(f'  {e}' for e in self.failed)])
+
+# %% ../nbs/engine/20_core.ipynb #n2023
+def for_each_case(
+    cases:list,     # Of `Case`
+    todo,           # Function of a case that is called for it
+    finished,       # Function of a case: is its result already there?
+    echo=None       # Gets one line per case
+) -> Outcome: # With a `CaseError` for every case that failed
+    "Do something for every case; a broken case does not stop the others"
+    out = Outcome()
+    for c in cases:
+        if finished(c): out.skipped.append(c.id); continue
+        try: todo(c)
+        except Exception as e:
+            out.failed.append(_as_case_error(e).of_case(c.id))
+            if echo: echo(f'{c.id}: FAILED, {out.failed[-1].found}')
+        else:
+            out.done.append(c.id)
+            if echo: echo(f'{c.id}: done')
+    return out
+
+# %% ../nbs/engine/20_core.ipynb #n2027
+def _as_case_error(e):
+    "Any error as one of a case; it keeps the original as its cause"
+    if isinstance(e, CaseError): return e
+    out = CaseError(f'{type(e).__name__}: {e}')
+    out.__cause__ = e
+    return out
 
 # %% ../nbs/engine/20_core.ipynb #c019
 @dataclass(frozen=True)
@@ -96,26 +148,34 @@ class Config:
     ) -> 'Config': # Raises `CaseError` on a setting this class does not have
         known = {f.name for f in fields(cls)}
         if extra := set(d) - known:
-            raise CaseError(f'unknown settings {", ".join(sorted(extra))}', f'only {", ".join(sorted(known))}',
-                            f'remove them, or use the version of kits_nb that wrote them', path=path)
+            names = ', '.join(sorted(extra))
+            raise CaseError(f'unknown settings {names}', f'only {", ".join(sorted(known))}',
+                            'remove them, or use the version of kits_nb that wrote them', path=path)
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.items()})
 
     def replace(self, **kwargs) -> 'Config': return replace(self, **kwargs)
 
 # %% ../nbs/engine/20_core.ipynb #c020
-def save_json(path, data):
+def save_json(
+    path:Path|str, # File to write
+    data           # Anything that JSON can hold
+):
     "Write `data` as readable JSON, atomically"
     with atomic_path(path) as tmp: tmp.write_text(json.dumps(data, indent=2) + '\n')
 
-def load_json(path):
-    "Read JSON; a `CaseError` says which file is missing or broken"
+# %% ../nbs/engine/20_core.ipynb #n2026
+def load_json(
+    path:Path|str # File to read
+): # What it holds; raises `CaseError` where the file is missing or broken
+    "Read JSON"
     try: return json.loads(Path(path).read_text())
-    except FileNotFoundError: raise CaseError('no such file', 'a JSON file', 'check the folder you named', path=path) from None
+    except FileNotFoundError:
+        raise CaseError('there is no such file', fix='check the folder you named', path=path) from None
     except ValueError as e:
-        raise CaseError(f'text that is not JSON ({e})', 'a JSON file', 'restore it, or write it again', path=path) from None
+        raise CaseError(f'the file is not JSON ({e})', fix='restore or rewrite it', path=path) from None
 
 # %% ../nbs/engine/20_core.ipynb #c023
-def data_dir(): # Folder of real data, or None after a plain message
+def data_dir(): # Folder of real data, or None after a message that says what is missing
     "The folder that `KITS_DATA` names, for checks on real cases"
     path = os.environ.get('KITS_DATA')
     if path and Path(path).is_dir(): return Path(path).resolve()

@@ -1,4 +1,4 @@
-"""Reading and writing NIfTI: what is refused, what is repaired, and the words for it
+"""Reading and writing NIfTI: what is refused and why, what is accepted although it is odd, and what a written file keeps of its source
 
 Docs: https://kits-nb.github.io/kits_nb/engine/files.html.md"""
 
@@ -8,99 +8,161 @@ Docs: https://kits-nb.github.io/kits_nb/engine/files.html.md"""
 __all__ = ['read_volume', 'read_ct', 'read_seg', 'write_volume']
 
 # %% ../../nbs/engine/23_files.ipynb #t010
-import gzip, zlib, nibabel as nib, numpy as np, torch, torch.nn.functional as F
-from dataclasses import dataclass, replace
+import gzip, zlib, nibabel as nib, numpy as np
 from pathlib import Path
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
-from torch import Tensor
 
 # %% ../../nbs/engine/23_files.ipynb #t011
 from ..core import *
 from .volume import *
 
-# %% ../../nbs/engine/23_files.ipynb #c022
-_NIFTI = 'a NIfTI file (.nii or .nii.gz)'
-_BROKEN = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error)
+# %% ../../nbs/engine/23_files.ipynb #n2301
+_BROKEN = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, MemoryError,
+           zlib.error)
+_AGAIN = 'copy or download it again'
+_OTHER_KINDS = {   # First bytes -> what the file is, and what to do with it
+    b'PK\x03\x04': ('the file is a zip archive', 'unpack it first'),
+    b'NRRD': ('the file is an NRRD image', 'convert it to .nii.gz, for example with SimpleITK or 3D Slicer')}
+
 def _why(e): return ' '.join(str(e).split()) or type(e).__name__
 
+def _check_kind(path):
+    "Refuse what is no file, or another kind of file"
+    if path.is_dir(): raise CaseError('this is a folder', 'a NIfTI file (.nii or .nii.gz)', path=path)
+    if not path.is_file(): raise CaseError('there is no such file', fix='check the path', path=path)
+    with open(path, 'rb') as f: start = f.read(4)
+    if not start: raise CaseError('the file is empty', fix=_AGAIN, path=path)
+    for magic,(found,fix) in _OTHER_KINDS.items():
+        if start.startswith(magic): raise CaseError(found, fix=fix, path=path)
+    if path.suffix.lower() == '.gz' and start[:2] != b'\x1f\x8b':
+        raise CaseError('the file is not compressed, although its name ends in .gz',
+                        fix='if it is a NIfTI image, give it a name that ends in .nii', path=path)
+
+# %% ../../nbs/engine/23_files.ipynb #c022
 def _open(path):
-    "Open a NIfTI file and find the voxel size as it is written in the header, or say why not"
-    if not Path(path).is_file():
-        raise CaseError('a folder' if Path(path).is_dir() else 'no such file', _NIFTI, 'check the path', path=path)
+    "Open a NIfTI file; the image, and the voxel size as it is written in the header"
+    path = Path(path)
+    _check_kind(path)
     try:
         img = nib.load(path)
-        if not isinstance(img, nib.Nifti1Pair): raise CaseError(f'an image of kind {type(img).__name__}', _NIFTI, 'convert it', path=path)
+        if not isinstance(img, nib.Nifti1Pair):
+            found = f'the file is an image of kind {type(img).__name__}'
+            raise CaseError(found, fix='convert it to .nii.gz', path=path)
         with img.file_map.get('header', img.file_map['image']).get_prepare_fileobj('rb') as f:
-            header = type(img.header).from_fileobj(f, check=False)  # nibabel's own check turns a voxel size of 0 into 1
+            header = type(img.header).from_fileobj(f, check=False)  # with check, a size of 0 becomes 1
     except _BROKEN as e:
-        raise CaseError(f'a file that nibabel cannot read ({_why(e)})', _NIFTI, 'copy or download it again', path=path) from None
+        fix = f'if it is a NIfTI image, {_AGAIN}'
+        raise CaseError(f'nibabel cannot read this file ({_why(e)})', fix=fix, path=path) from None
     return img, header['pixdim'][1:4]
+
+# %% ../../nbs/engine/23_files.ipynb #n2303
+_HEADER = 'repair the header: pixdim and the qform or sform must hold the true spacing'
+_LONGEST = 3000   # mm; no CT scan is longer than this
+def _mm(lengths): return '×'.join(f'{o:.4g}' for o in lengths)
+
+def _check_size(header, affine, pixdim, shape, fail):
+    "Refuse lengths that are missing, contradictory or absurd"
+    size = np.array(spacing_of(affine))
+    if not (np.isfinite(pixdim).all() and pixdim.all()):
+        fail(f'the header gives a voxel size of {_mm(pixdim)} mm', 'three positive lengths', _HEADER)
+    if not np.isfinite(affine).all() or not size.all() or abs(np.linalg.det(affine[:3,:3]/size)) < 1e-6:
+        fail(f'the affine has no inverse (its steps: {_mm(size)} mm)', 'three independent axes', _HEADER)
+    if (unit := int(header['xyzt_units']) % 8) in (1, 3):
+        fail(f'the lengths are in {"metres" if unit == 1 else "micrometres"}', 'millimetres',
+             'convert them, or correct xyzt_units in the header if they are in millimetres')
+    if (abs(size/abs(pixdim) - 1) > .01).any():
+        fail(f'pixdim says {_mm(abs(pixdim))} mm and the affine {_mm(size)} mm', fix=_HEADER)
+    if (length := max(size*shape)) > _LONGEST:
+        fail(f'voxels of {_mm(size)} mm would make the scan {length/1000:.4g} m long', fix=_HEADER)
+
+# %% ../../nbs/engine/23_files.ipynb #n2304
+def _check_sides(header, fail):
+    "Refuse a qform and an sform that name the axes differently"
+    try: (q,_),(s,_) = header.get_qform(coded=True), header.get_sform(coded=True)
+    except HeaderDataError: return                                   # a broken quaternion that nobody needs
+    if q is None or s is None or not np.linalg.det(q[:3,:3]): return
+    a,b = (''.join(nib.aff2axcodes(o)) for o in (q, s))
+    if a != b: fail(f'the qform says that the axes lead to {a}, the sform {b}',
+                    fix='find out which of the two is right, and remove the other')
 
 def _check_grid(img, pixdim, path):
     "Shape and affine of one volume of real numbers"
-    def fail(*words): raise CaseError(*words, path=path)
+    def fail(found, expected='', fix=''): raise CaseError(found, expected, fix, path=path)
     shape = img.shape[:3] if set(img.shape[3:]) <= {1} else img.shape
-    if len(shape) != 3 or min(shape) < 1: fail(f'an image of shape {img.shape}', 'one volume with three axes', 'save a single volume to its own file')
-    if img.get_data_dtype().kind not in 'iuf': fail(f'voxels of type {img.get_data_dtype()}', 'whole or floating-point numbers', 'save one number per voxel')
-    affine = np.asarray(img.affine, float); size = np.array(spacing_of(affine))
-    fix = 'repair the header: pixdim and the qform or sform must hold the true spacing'
-    if not (np.isfinite(pixdim).all() and pixdim.all()): fail(f'voxel size {pixdim.tolist()} mm', 'three positive lengths', fix)
-    if not np.isfinite(affine).all() or not size.all() or abs(np.linalg.det(affine[:3,:3]/size)) < 1e-6:
-        fail(f'an affine without an inverse (spacing {tuple(size.tolist())} mm)', 'three independent axes of positive length', fix)
+    if len(shape) != 3 or min(shape) < 1:
+        fail(f'the image has the shape {img.shape}', 'three axes', 'save a single volume to its own file')
+    if img.get_data_dtype().kind not in 'iuf':
+        fail(f'the voxels are of type {img.get_data_dtype()}', 'numbers', 'save one number per voxel')
+    affine = np.asarray(img.affine, float)
+    _check_size(img.header, affine, pixdim, shape, fail)
+    _check_sides(img.header, fail)
     return tuple(shape), affine
 
+# %% ../../nbs/engine/23_files.ipynb #n2306
 def _voxels(img, path, take):
     "All voxels; a gzip stream is read to its end, because its checksum comes last"
-    if Path(path).suffix != '.gz' or 'header' in img.file_map: return take(img.dataobj)
+    if path.suffix.lower() != '.gz' or 'header' in img.file_map: return take(img.dataobj)
     with gzip.open(path) as f:
         data = take(type(img).from_file_map({'image': FileHolder(fileobj=f)}).dataobj)
-        while f.read(1 << 20): pass
+        try:
+            while f.read(1 << 20): pass
+        except gzip.BadGzipFile as e:
+            if 'Not a gzipped file' not in str(e): raise
+            raise CaseError('other bytes follow the end of the compressed image',
+                            fix='unpack it and compress it again', path=path) from None
     return data
 
 def _read(path, take=np.asanyarray):
-    "Volume of a file, its numbers as `take` makes them, turned to the library's axes"
+    "Volume of a file, its numbers as `take` makes them, reoriented to the library's axes"
     img,pixdim = _open(path)
     shape,affine = _check_grid(img, pixdim, path)
-    try: data = _voxels(img, path, take).reshape(shape, order='A')
+    try: data = _voxels(img, Path(path), take).reshape(shape, order='A')
     except _BROKEN as e:
-        raise CaseError(f'a file that is damaged or ends early ({_why(e)})', f'{"×".join(map(str, shape))} voxels of {img.get_data_dtype()}',
-                        'copy or download it again', path=path) from None
+        raise CaseError(f'the file is damaged or ends early ({_why(e)})', fix=_AGAIN, path=path) from None
     native = data.astype(data.dtype.newbyteorder('='), copy=False)
     return Volume(*to_ipl(native, affine), Source(str(path), shape, affine, img.header.copy()))
 
-# %% ../../nbs/engine/23_files.ipynb #c024
+# %% ../../nbs/engine/23_files.ipynb #n2307
 def read_volume(
     path:Path|str # NIfTI file
-) -> Volume: # In the library's axes, the file's own dtype (float64 where the header scales); raises `CaseError` for a file it cannot use
-    "Read any NIfTI volume"
+) -> Volume: # Of the file's own type (float64 where the header scales); raises `CaseError`
+    "Read any NIfTI volume, reoriented to the library's axes"
     return _read(path)
 
-def _to_hu(stored):
-    "Numbers of a file as (int16 HU, how many are not finite), a piece at a time: no float copy of the whole"
+# %% ../../nbs/engine/23_files.ipynb #c024
+def read_ct(
+    path:Path|str,       # NIfTI file
+    contiguous:bool=True # Rows one after the other, as most functions like it? Otherwise a view, not a copy
+) -> Volume: # int16 HU, rounded; raises `CaseError` also for values that are not finite, or no HU
+    "Read a CT scan in Hounsfield units; values that int16 cannot hold stop at its ends"
+    facts = {}
+    vol = _read(path, lambda stored: _to_hu(stored, facts))
+    if bad := facts.get('bad'):
+        raise CaseError(f'{bad} voxels are NaN or infinite', fix='replace them; air is -1000 HU', path=path)
+    if (span := facts.get('span')) and -2 <= span[0] < span[1] <= 2:
+        found = f'all values lie between {span[0]:.2g} and {span[1]:.2g}'
+        raise CaseError(found, 'Hounsfield units (air is -1000)',
+                        'take the scan from before its values were normalised', path=path)
+    return vol.like(np.ascontiguousarray(vol.data)) if contiguous else vol
+
+# %% ../../nbs/engine/23_files.ipynb #n2309
+def _to_hu(stored, facts):
+    "Numbers of a file as int16 HU, a piece at a time; `facts` gets how many are not finite, and their span"
     raw,slope,inter = stored.get_unscaled(), float(stored.slope), float(stored.inter)
-    if raw.dtype == np.int16 and (slope, inter) == (1, 0): return raw, 0
-    out,bad = np.empty_like(raw, dtype=np.int16), 0
+    if raw.dtype == np.int16 and (slope, inter) == (1, 0): return raw
+    out,bad,low,high = np.empty_like(raw, dtype=np.int16), 0, np.inf, -np.inf
     flat,to = raw.ravel(order='K'), out.ravel(order='K')               # as they lie in memory
     for i in range(0, raw.size, 1 << 20):
         x = flat[i:i+(1 << 20)].astype(float)*slope + inter
         bad += x.size - np.count_nonzero(np.isfinite(x))
+        low,high = min(low, x.min()), max(high, x.max())
         to[i:i+(1 << 20)] = np.clip(np.rint(np.nan_to_num(x)), -32768, 32767)
-    return out, bad
+    facts.update(bad=bad, span=(low, high) if raw.dtype.kind == 'f' else None)
+    return out
 
-def read_ct(
-    path:Path|str,       # NIfTI file
-    contiguous:bool=True # Rows one after the other, as most functions like it? Otherwise a view, without another copy
-) -> Volume: # int16 HU, rounded; raises `CaseError` also for values that are not finite
-    "Read a CT scan in Hounsfield units; values that int16 cannot hold stop at its ends"
-    bad = []
-    def take(stored): hu,n = _to_hu(stored); bad.append(n); return hu
-    vol = _read(path, take)
-    if bad[0]: raise CaseError(f'{bad[0]} voxels that are NaN or infinite', 'Hounsfield units', 'replace them (air is -1000)', path=path)
-    return vol.like(np.ascontiguousarray(vol.data)) if contiguous else vol
-
+# %% ../../nbs/engine/23_files.ipynb #n2311
 def read_seg(
     path:Path|str # NIfTI file
 ) -> Volume: # uint8 labels 0, 1, 2; raises `CaseError` for other values
@@ -108,7 +170,8 @@ def read_seg(
     vol = _read(path)
     known = (vol.data == BACKGROUND) | (vol.data == KIDNEY) | (vol.data == TUMOR)
     if not known.all():
-        raise CaseError(f'label values {np.unique(vol.data[~known])[:5].tolist()}', 'only 0 (background), 1 (kidney), 2 (tumor)',
+        values = np.unique(vol.data[~known])[:5].tolist()
+        raise CaseError(f'the file has label values {values}', 'only 0 (background), 1 (kidney), 2 (tumor)',
                         'is this the label file? If it has more classes, map them to these three', path=path)
     return vol.like(np.ascontiguousarray(vol.data, dtype=np.uint8))
 
@@ -120,7 +183,8 @@ def write_volume(
 ) -> Path: # The file; raises `CaseError` if the array does not fit its source's grid
     "Write a volume in its source's orientation, with the source's affine and header"
     if not str(path).endswith(('.nii', '.nii.gz')):
-        raise CaseError(f'the name {Path(path).name}', 'one that ends in .nii or .nii.gz', 'choose such a name', path=path)
+        fix = 'choose one that ends in .nii or .nii.gz'
+        raise CaseError('this name says no format', fix=fix, path=path)
     data,affine,header = vol.data.astype(np.uint8) if vol.data.dtype == bool else vol.data, vol.affine, None
     if vol.source is not None: data,affine,header = _on_source(data, vol.source, path)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
@@ -129,12 +193,15 @@ def write_volume(
     with atomic_path(path) as tmp: nib.save(img, tmp)
     return Path(path)
 
+# %% ../../nbs/engine/23_files.ipynb #n2312
 def _on_source(data, src, path):
     "Array, affine and header as the source's file has them"
     data = from_ipl(data, src.affine)
     if data.shape != tuple(src.shape):
-        raise CaseError(f'an array of shape {data.shape}', f'{tuple(src.shape)}, the grid of {src.path}', 'resample it to the source first', path=path)
+        raise CaseError(f'the array has the shape {data.shape}', f'{tuple(src.shape)} as in {src.path}',
+                        'resample it to the source first', path=path)
     if src.header is None: return data, src.affine, None
     header = src.header.copy()
-    if header.get_data_dtype() != data.dtype: header['cal_min'] = header['cal_max'] = 0   # a display window in HU is none for labels
+    if header.get_data_dtype() != data.dtype:
+        header['cal_min'] = header['cal_max'] = 0                  # a display window in HU is none for labels
     return data.reshape(header.get_data_shape()), src.affine, header
