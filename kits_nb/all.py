@@ -3,7 +3,7 @@ import warnings
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from pathlib import Path
 from torch import nn, tensor, Tensor
-with warnings.catch_warnings():         # fastai compiles its losses with torch.jit.script, which PyTorch will drop
+with warnings.catch_warnings():         # fastai still uses torch.jit.script, which PyTorch will drop
     warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
     from fastai.basics import *
 from .core import *

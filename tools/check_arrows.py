@@ -16,6 +16,7 @@ LEVELS = [['core'], ['data', 'show'], ['network'], ['training', 'inference'], ['
           ['demo'], ['cli'], ['all']]
 RANK = {package: k for k, level in enumerate(LEVELS) for package in level}
 APART = {('training', 'inference'), ('inference', 'training'), ('network', 'data')}
+ALLOWED = {('network.export', 'data.volume')}    # the exported graph begins with HU; no file is touched
 
 Import = namedtuple('Import', 'source target place names')          # Modules such as 'data.volume'
 Violation = namedtuple('Violation', 'rule place text')
@@ -60,6 +61,7 @@ def check_directions(found):
         what = f'{i.source} imports {i.target}'
         if a == b: continue
         if not {a, b} <= set(RANK): yield Violation('unknown package', i.place, f'{what}: add it to LEVELS')
+        elif (i.source, i.target) in ALLOWED: continue
         elif (a, b) in APART: yield Violation('packages apart', i.place, f'{what}; {a} must not know {b}')
         elif RANK[b] > RANK[a]: yield Violation('upward import', i.place, f'{what}; {b} stands above {a}')
 

@@ -23,7 +23,8 @@ def edges(net, ct):
     work = to_spacing(ct, net.meta['spacing'])
     def predict(x):
         with torch.no_grad(): return net(x)[1].sigmoid()
-    prob = sliding_window(predict, normalize_hu(torch.from_numpy(work.data))[None], net.meta['window'], overlap=.75)
+    x = normalize_hu(torch.from_numpy(work.data))[None]
+    prob = sliding_window(predict, x, net.meta['window'], overlap=.75)
     return resample(prob.amax(0).numpy(), ct.shape)
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Train the networks that the book's chapters show, on synthetic patients alone: `python tools/train_book.py WORK`
+"""Train the networks of the book's chapters, on synthetic patients alone: `python tools/train_book.py WORK`
 
-Writes nbs/trained/: `tiny/` is the network of the recipe `tiny` (weights in float16, settings, log, and what it
-predicted for one held-out patient after each epoch), and `scores.csv` has the Dice of twelve held-out patients for
-one network, the same with eight mirror images, and an ensemble of five. WORK keeps patients and runs; a call that was
-interrupted resumes. About seven minutes for each of the six networks on two cores.
+Writes nbs/trained/: `tiny/` is the network of the recipe `tiny` (weights in float16, settings, log, and what
+it predicted for one held-out patient after each epoch), and `scores.csv` has the Dice of twelve held-out
+patients for one network, the same with eight mirror images, and an ensemble of five. WORK keeps patients and
+runs; a call that was interrupted resumes. About seven minutes for each of the six networks on one core.
 """
 import argparse, json, shutil, sys
 from pathlib import Path
@@ -41,15 +41,18 @@ class Watch(Callback):
         net.meta = self.meta
         _, pred = predict_volume([net], self.ct, PredictConfig(tta=False))
         dice = [[mask_dice(pred.data >= k, self.truth.data >= k) for k in (1, 2)]]
-        old = dict(np.load(self.path)) if self.epoch and self.path.exists() else dict(pred=np.empty((0, *pred.shape[1:]), np.uint8), dice=np.empty((0, 2)))
-        np.savez_compressed(self.path, ct=self.ct.data[self.z], truth=self.truth.data[self.z], spacing=self.ct.spacing[1:],
-                            pred=np.concatenate([old['pred'][:self.epoch], pred.data[None, self.z]]),
-                            dice=np.concatenate([old['dice'][:self.epoch], dice]))
+        old = dict(pred=np.empty((0, *pred.shape[1:]), np.uint8), dice=np.empty((0, 2)))
+        if self.epoch and self.path.exists(): old = dict(np.load(self.path))
+        new = dict(pred=pred.data[None, self.z], dice=dice)
+        new = {k: np.concatenate([old[k][:self.epoch], v]) for k, v in new.items()}
+        same = dict(ct=self.ct.data[self.z], truth=self.truth.data[self.z], spacing=self.ct.spacing[1:])
+        np.savez_compressed(self.path, **same, **new)
 
 
 def make_data(work, recipe, n, n_test):
     for name, k, seed in (('train', n, 0), ('test', n_test, TEST_SEED)):
-        if len(find_cases(work/name) if (work/name).exists() else []) < k: write_phantoms(work/name, k, seed, n_workers=2)
+        done = len(find_cases(work/name)) if (work/name).exists() else 0
+        if done < k: write_phantoms(work/name, k, seed, n_workers=2)
     prepare_folder(work/'train', work/'prepared', recipe.prepare, n_workers=2)
 
 
@@ -67,7 +70,8 @@ def keep(run, out):
     out.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half() for k, v in load_file(run/'model.safetensors').items()}, out/'model.safetensors')
     for name in ('config.json', 'log.csv'): shutil.copy(run/name, out/name)
-    facts = json.loads((run/'run.json').read_text()) | dict(command=['tools/train_book.py'])     # without folders of this machine
+    facts = json.loads((run/'run.json').read_text())
+    facts['command'] = ['tools/train_book.py']      # without the folders of this machine
     (out/'run.json').write_text(json.dumps(facts, indent=2) + '\n')
 
 
@@ -85,7 +89,8 @@ def main():
     if args.only != 'ensemble':
         meta = dict(spacing=recipe.prepare.spacing, window=recipe.train.crop)
         watch = Watch(find_cases(args.work/'test')[0], meta, args.work/'epochs.npz')
-        train(args.work/'prepared', args.work/'tiny', recipe.replace(n_folds=max(3, args.n//2)), resume=True, cbs=[watch])
+        settings = recipe.replace(n_folds=max(3, args.n//2))
+        train(args.work/'prepared', args.work/'tiny', settings, resume=True, cbs=[watch])
         keep(args.work/'tiny', args.out/'tiny')
         shutil.copy(args.work/'epochs.npz', args.out/'tiny/epochs.npz')
     if args.only != 'tiny':
