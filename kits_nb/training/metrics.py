@@ -1,4 +1,4 @@
-"""Dice as the paper reports it, and why the number during training is not quite that number
+"""The Dice that a training run shows after each epoch, over all crops and all processes, and why it is not quite the final score
 
 Docs: https://kits-nb.github.io/kits_nb/engine/metrics.html.md"""
 
@@ -21,9 +21,12 @@ from ..data.volume import *
 def mask_counts(
     pred:Tensor, # bool (B,C,D,H,W)
     targ:Tensor  # bool (B,C,D,H,W)
-) -> Tensor: # int64 (2,C): voxels in both masks; voxels of the one plus voxels of the other
+) -> Tensor: # int64 (2,C): voxels in both masks; voxels of one plus voxels of the other
     "The counts that make a Dice, summed over the batch, for each class"
-    assert pred.shape == targ.shape, f'masks of {tuple(pred.shape)} and {tuple(targ.shape)}'
+    if pred.shape != targ.shape:
+        raise ValueError(f'the shapes of the masks differ: {tuple(pred.shape)} and {tuple(targ.shape)}')
+    if not pred.dtype == targ.dtype == torch.bool:
+        raise ValueError(f'the masks are {pred.dtype} and {targ.dtype}, but must be bool: use to_channels')
     dims = [d for d in range(pred.ndim) if d != 1]
     return torch.stack(((pred & targ).sum(dims), pred.sum(dims) + targ.sum(dims)))
 
@@ -35,6 +38,7 @@ def dice_from_counts(
     overlap,sizes = counts.double()
     return torch.where(sizes > 0, 2*overlap/sizes.clamp(min=1), 1.)
 
+# %% ../../nbs/engine/36_metrics.ipynb #f2cb9272
 def dice_score(
     pred:Tensor, # bool (B,C,D,H,W)
     targ:Tensor  # bool (B,C,D,H,W)
@@ -67,18 +71,21 @@ class PooledDice(Metric):
         "Pooled Dice of both classes"
         return dice_from_counts(sum_processes(self.counts)).cpu()
 
+# %% ../../nbs/engine/36_metrics.ipynb #a35eb151
 class KidneyDice(PooledDice):
     "Pooled Dice of the kidney with its tumor"
     name = 'kidney_dice'
     @property
     def value(self) -> float: return self.dice()[0].item()
 
+# %% ../../nbs/engine/36_metrics.ipynb #5c7ccd2f
 class TumorDice(PooledDice):
     "Pooled Dice of the tumor"
     name = 'tumor_dice'
     @property
     def value(self) -> float: return self.dice()[1].item()
 
+# %% ../../nbs/engine/36_metrics.ipynb #8805fab6
 class CompositeDice(PooledDice):
     "Mean of the two, as the challenge ranks"
     name = 'composite_dice'
