@@ -8,7 +8,7 @@ row is measured in a process of its own, the rows in turn, `--rounds` times; the
 the ratios to the bare read of the same round. Warm: the pass before was the same. Cold: posix_fadvise(DONTNEED) has
 dropped the files from the page cache, after a sync and with no process that maps them, and each crop comes from
 another file. Nothing is augmented: that happens on the device, in batches. The clock starts when the first batch is
-there, so that starting processes does not count; the column `whole pass` counts it."""
+there, so that starting processes does not count; the column `whole pass` counts it. `--small` is for seeing that it runs."""
 import argparse, json, os, platform, shutil, subprocess, sys, time
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-SIZE, CASES, COPIES = (176,)*3, 4, 3
+SIZE, SHAPE, CASES, COPIES = (176,)*3, (136,400,400), 4, 3
+SMALL = (32,)*3, (16,64,64)     # to see that it runs
 OURS = {f'kits_nb {s}, {w} workers': (s, w) for s in ('npy', 'blosc2') for w in (0, 1, 2)}
 
 
@@ -26,7 +27,7 @@ def make(folder):
     import blosc2
     from kits_nb.data.phantom import write_phantoms
     from kits_nb.data.store import PrepareConfig, load_prepared, prepare_folder
-    write_phantoms(folder/'data', n=CASES, shape=(136,400,400), spacing=(3.,1.,1.))
+    write_phantoms(folder/'data', n=CASES, shape=SHAPE, spacing=(3.,1.,1.))
     for store in ('npy', 'blosc2'):
         prepare_folder(folder/'data', folder/store, PrepareConfig(store=store))
         for k in range(CASES, CASES*COPIES):
@@ -120,7 +121,7 @@ def batches(row, folder, n, cold):
         return lambda: torch.utils.data.DataLoader(data, 1, num_workers=2)
     ds = crops_of(folder, OURS[row][0] if row in OURS else 'npy', per_case, first)
     if row in OURS:
-        from kits_nb.data.crops import CropDL
+        from kits_nb.data.loader import CropDL
         return CropDL(ds, bs=1, num_workers=OURS[row][1])
     if row == 'PyTorch DataLoader, npy, 2 workers': return torch.utils.data.DataLoader(ds, 1, num_workers=2)
     if row == 'blosc2 in nnU-Net\'s style, 2 workers':
@@ -156,7 +157,7 @@ def pss():
 
 def memory(folder, workers, epochs):
     "Memory while the last batch of each epoch is held"
-    from kits_nb.data.crops import CropDL
+    from kits_nb.data.loader import CropDL
     ds = crops_of(folder, 'npy', 8, CASES)
     dl,out = CropDL(ds, bs=1, num_workers=workers), []
     for e in range(epochs):
@@ -180,7 +181,8 @@ def one(row, folder, n):
 
 
 def run(row, args, python=sys.executable):
-    r = subprocess.run([python, __file__, '--one', row, '--folder', args.folder, '--n', str(args.n)], capture_output=True, text=True,
+    small = ['--small'] if args.small else []
+    r = subprocess.run([python, __file__, '--one', row, '--folder', args.folder, '--n', str(args.n), *small], capture_output=True, text=True,
                        env=os.environ | dict(PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1'))
     if r.returncode: sys.exit(f'{row}: {r.stderr[-2000:]}')
     return json.loads(r.stdout.strip().splitlines()[-1])
@@ -198,7 +200,10 @@ def main():
     p.add_argument('--folder', default='/tmp/kits_nb_bench_crops'); p.add_argument('--nnunet', default='')
     p.add_argument('--rounds', type=int, default=3); p.add_argument('--n', type=int, default=168); p.add_argument('--one', default='', help='used by itself')
     p.add_argument('--rows', default='', help='only rows whose name starts so, after the bare read')
+    p.add_argument('--small', action='store_true', help='small phantoms and crops of 32³')
     args = p.parse_args()
+    global SIZE, SHAPE
+    if args.small: SIZE,SHAPE = SMALL
     folder = Path(args.folder)
     if args.one: return print(json.dumps(one(args.one, folder, args.n)))
     make(folder)
@@ -208,7 +213,7 @@ def main():
     for k in range(args.rounds):
         for r in got:
             if not (k and r.startswith('MONAI')): got[r].append(run(r, args, python[r]))      # minutes: once is enough
-    print(head(), f'\n{args.n} crops of 176³ a pass, {args.rounds} rounds; crops/s, and their ratio to the bare read of the CT\n')
+    print(head(), f'\n{args.n} crops of {SIZE[0]}³ a pass, {args.rounds} rounds; crops/s, and their ratio to the bare read of the CT\n')
     print(f'{"":38s} {"warm":>7s} {"ratio":>6s} {"whole pass":>11s} {"cold":>7s} {"ratio":>6s}')
     for r,v in got.items():
         rate = lambda k: f'{1/median(o[k] for o in v):7.1f}' if k in v[0] else ' '*7

@@ -15,7 +15,8 @@ from measure import machine, median, status
 from kits_nb.network.model import BoundaryNet, NetConfig
 from kits_nb.inference.predict import PredictConfig, make_predictor, memory_bound, segment
 from kits_nb.inference.slabs import grid_of, join_slabs, sliding_slabs, to_spacing, AIR
-from kits_nb.data.volume import Volume, read_ct, resampled_shape
+from kits_nb.data.files import read_ct
+from kits_nb.data.volume import Volume, resampled_shape
 from kits_nb.inference.windows import window_weights
 
 warnings.filterwarnings('ignore')
@@ -175,7 +176,7 @@ def main():
     if a.what == 'growth': return growth(a.plot, a.rounds)
     if a.what == 'large':
         r = fresh('ours', '1059x512x512@0.5x0.5x0.5', 'voxel'); return print(f'512 x 512 x 1059 at 0.5 mm: {r["outside"]:.1f} s outside the forward pass ({r["windows"]} windows), peak {r["peak"]/2**20:.0f} MiB, bound {r["bound"]/2**20:.0f} MiB')
-    agreement()
+    if 'whole' in a.scans.split(','): agreement()
     ways = [w for w in WAYS if 'nnU' not in w or _has('nnunetv2')]
     for scan in a.scans.split(','):
         if scan == 'real' and not os.environ.get('KITS_DATA'): print('\nreal: skipped, KITS_DATA is not set'); continue

@@ -10,6 +10,7 @@ import monai, numpy as np, scipy, torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from kits_nb.core import *
 from kits_nb.evaluation.surface import *
+from kits_nb.data.files import *
 from kits_nb.data.volume import *
 
 
