@@ -7,14 +7,12 @@ Docs: https://kits-nb.github.io/kits_nb/engine/show.html.md"""
 # %% auto #0
 __all__ = ['WINDOW', 'KIDNEY_COLOR', 'TUMOR_COLOR', 'EDGE_COLOR', 'MISSED_COLOR', 'ADDED_COLOR', 'CONFUSED_COLOR', 'COLORS',
            'PLANES', 'busiest_slice', 'show_slice', 'show_planes', 'show_montage', 'error_masks', 'show_error',
-           'show_legend', 'show_map', 'SliceViewer', 'book_figures']
+           'show_map', 'show_legend', 'SliceViewer', 'book_figures']
 
 # %% ../nbs/engine/21_show.ipynb #c003
 import numpy as np
 from fastcore.basics import patch
 from torch import Tensor
-
-# %% ../nbs/engine/21_show.ipynb #c004
 from .core import *
 from .data.volume import *
 
@@ -29,6 +27,12 @@ CONFUSED_COLOR = '#C8FF00'    # lime
 COLORS = (KIDNEY_COLOR, TUMOR_COLOR)
 PLANES = ('axial', 'coronal', 'sagittal')   # of array axes 0, 1, 2
 
+# %% ../nbs/engine/21_show.ipynb #f56898cc
+def _array(x):
+    "The numbers of a Volume, tensor or array"
+    x = x.data if isinstance(x, Volume) else x
+    return x.detach().float().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+
 # %% ../nbs/engine/21_show.ipynb #ba57a8a7
 def busiest_slice(
     seg,        # Labels (D,H,W): Volume, array or tensor
@@ -38,12 +42,7 @@ def busiest_slice(
     seg = np.moveaxis(_array(seg), axis, 0)
     return int(((seg == TUMOR).sum((1,2))*1000. + (seg > BACKGROUND).sum((1,2))).argmax())
 
-# %% ../nbs/engine/21_show.ipynb #c011
-def _array(x):
-    "The numbers of a Volume, tensor or array"
-    x = x.data if isinstance(x, Volume) else x
-    return x.detach().float().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
-
+# %% ../nbs/engine/21_show.ipynb #fbae038c
 def _spacing(x, spacing):
     if spacing is not None: return tuple(spacing)
     return x.spacing if isinstance(x, Volume) else (1.,1.,1.)
@@ -64,10 +63,24 @@ def _contour(ax, mask, color, **kwargs):
 def _fill(ax, mask, color, alpha=.75):
     "Colour a 2-D mask"
     from matplotlib.colors import to_rgb
-    ax.imshow(np.concatenate([np.broadcast_to(to_rgb(color), (*mask.shape, 3)), alpha*mask[...,None]], -1), aspect=ax.get_aspect())
+    rgba = np.concatenate([np.broadcast_to(to_rgb(color), (*mask.shape, 3)), alpha*mask[...,None]], -1)
+    ax.imshow(rgba, aspect=ax.get_aspect())
 
 def _masks(labels): return to_channels(labels[None])[:,0]
 
+def _draw_labels(ax, masks, style, alpha):
+    "Both classes of one slice"
+    if alpha:
+        for mask,color in zip((masks[0] & ~masks[1], masks[1]), COLORS): _fill(ax, mask, color, alpha)
+    for mask,color in zip(masks, COLORS): _contour(ax, mask, color, linestyles=style)
+
+def _scale_bar(ax, pixels, text):
+    "A bar in the lower left corner"
+    h,w = ax.images[0].get_array().shape[:2]
+    ax.plot([.04*w, .04*w+pixels], [.95*h]*2, color='white', lw=2, solid_capstyle='butt')
+    ax.text(.04*w, .92*h, text, color='white', fontsize=7, va='bottom')
+
+# %% ../nbs/engine/21_show.ipynb #c011
 def show_slice(
     ct,             # HU (D,H,W): Volume, array or tensor
     seg=None,       # Labels (D,H,W), outlined
@@ -96,18 +109,6 @@ def show_slice(
     ax.set_title(title, fontsize=9); ax.axis('off')
     return ax
 
-def _draw_labels(ax, masks, style, alpha):
-    "Both classes of one slice"
-    if alpha:
-        for mask,color in zip((masks[0] & ~masks[1], masks[1]), COLORS): _fill(ax, mask, color, alpha)
-    for mask,color in zip(masks, COLORS): _contour(ax, mask, color, linestyles=style)
-
-def _scale_bar(ax, pixels, text):
-    "A bar in the lower left corner"
-    h,w = ax.images[0].get_array().shape[:2]
-    ax.plot([.04*w, .04*w+pixels], [.95*h]*2, color='white', lw=2, solid_capstyle='butt')
-    ax.text(.04*w, .92*h, text, color='white', fontsize=7, va='bottom')
-
 # %% ../nbs/engine/21_show.ipynb #c022
 def show_planes(
     ct,            # HU (D,H,W)
@@ -135,7 +136,8 @@ def show_montage(
     import matplotlib.pyplot as plt
     depth = _array(ct).shape[0]
     rows = -(-n//cols)
-    axs = plt.subplots(rows, cols, figsize=(7.6, 7.6*rows/cols), layout='constrained', squeeze=False)[1].ravel()
+    fig,axs = plt.subplots(rows, cols, figsize=(7.6, 7.6*rows/cols), layout='constrained', squeeze=False)
+    axs = axs.ravel()
     for i,ax in enumerate(axs):
         if i < n: show_slice(ct, seg, round((i+.5)*depth/n - .5), 0, spacing, ax)
         ax.axis('off')
@@ -149,7 +151,7 @@ def error_masks(
 ) -> tuple: # (missed, added, confused), masks (D,H,W); `confused` is empty for a single class
     "The three kinds of error"
     t,p = to_channels(truth), to_channels(pred)
-    confused = t[0] & p[0] & (t[1] != p[1]) & (channel is None)     # kidney called tumor, or tumor called kidney
+    confused = t[0] & p[0] & (t[1] != p[1]) & (channel is None)     # kidney called tumor, or the reverse
     k = channel or 0
     return t[k] & ~p[k], p[k] & ~t[k], confused
 
@@ -169,20 +171,9 @@ def show_error(
     kinds = error_masks(*(_on_grid(o, _array(ct).shape) for o in (truth, pred)), channel)
     if index is None: index = int(np.moveaxis(np.any(kinds, 0), axis, 0).sum((1,2)).argmax())
     ax = show_slice(ct, None, index, axis, spacing, ax, title=title)
-    for mask,color in zip(kinds, (MISSED_COLOR, ADDED_COLOR, CONFUSED_COLOR)): _fill(ax, mask.take(index, axis), color)
+    colors = MISSED_COLOR, ADDED_COLOR, CONFUSED_COLOR
+    for mask,color in zip(kinds, colors): _fill(ax, mask.take(index, axis), color)
     return ax
-
-# %% ../nbs/engine/21_show.ipynb #0c6d2d15
-def show_legend(
-    fig,   # Figure with layout='constrained'
-    *names # Of kidney, tumor, edge, missed, added, confused
-): # The legend
-    "Say below a figure what its colours mean"
-    from matplotlib.patches import Patch
-    colors = dict(kidney=KIDNEY_COLOR, tumor=TUMOR_COLOR, edge=EDGE_COLOR,
-                  missed=MISSED_COLOR, added=ADDED_COLOR, confused=CONFUSED_COLOR)
-    handles = [Patch(color=colors[o], label=o) for o in names]
-    return fig.legend(handles=handles, loc='outside lower center', ncols=len(names), frameon=False)
 
 # %% ../nbs/engine/21_show.ipynb #fc4addae
 def show_map(
@@ -201,6 +192,18 @@ def show_map(
     ax.imshow(v, cmap=cmap, vmin=0, vmax=1, alpha=np.clip(v*1.2, 0, 1)*.85, aspect=ax.get_aspect())
     return ax
 
+# %% ../nbs/engine/21_show.ipynb #0c6d2d15
+def show_legend(
+    fig,   # Figure with layout='constrained'
+    *names # Of kidney, tumor, edge, missed, added, confused
+): # The legend
+    "Say below a figure what its colours mean"
+    from matplotlib.patches import Patch
+    colors = dict(kidney=KIDNEY_COLOR, tumor=TUMOR_COLOR, edge=EDGE_COLOR,
+                  missed=MISSED_COLOR, added=ADDED_COLOR, confused=CONFUSED_COLOR)
+    handles = [Patch(color=colors[o], label=o) for o in names]
+    return fig.legend(handles=handles, loc='outside lower center', ncols=len(names), frameon=False)
+
 # %% ../nbs/engine/21_show.ipynb #c035
 class SliceViewer:
     "Scroll through a scan: queries on the state, and `widget` to show it"
@@ -215,7 +218,7 @@ class SliceViewer:
         self.set(axis=axis)
 
     def set(self,
-        index:int|None=None, # Slice; by default the one that was last seen on this axis, or else the busiest
+        index:int|None=None, # Slice; by default the one last seen on this axis, or else the busiest
         axis:int|None=None   # Another axis
     ) -> 'SliceViewer': # Itself
         "Go to a slice; an index beyond the ends stops at the end"
@@ -227,7 +230,7 @@ class SliceViewer:
     def place(self,
         axis:int # 0 axial, 1 coronal, 2 sagittal
     ) -> int: # Slice
-        "Where `set` goes on an axis: the slice that was last seen there, the busiest, or without labels the middle"
+        "The slice last seen on an axis, or else the busiest, or without labels the middle"
         if axis in self.places: return self.places[axis]
         return self.ct.shape[axis]//2 if self.seg is None else busiest_slice(self.seg, axis)
 
@@ -236,7 +239,8 @@ class SliceViewer:
         index:int|None=None  # By default the current one
     ) -> np.ndarray: # HU, 2-D
         "The numbers on show, or of another slice; the state stays"
-        return self.ct.data.take(self.index if index is None else index, self.axis if axis is None else axis)
+        axis = self.axis if axis is None else axis
+        return self.ct.data.take(self.index if index is None else index, axis)
 
 # %% ../nbs/engine/21_show.ipynb #fcca96ed
 @patch
@@ -276,6 +280,7 @@ def draw(self:SliceViewer, ax=None):
     title = f'{PLANES[self.axis]} slice {self.index} (0 to {last})'
     return show_slice(self.ct, self.seg, self.index, self.axis, ax=ax, pred=self.pred, title=title)
 
+# %% ../nbs/engine/21_show.ipynb #90b87842
 @patch
 def widget(self:SliceViewer):
     "An ipywidgets view: plane, slice, picture"
@@ -285,7 +290,7 @@ def widget(self:SliceViewer):
     chosen,out = w.VBox([sliders[self.axis]]), w.Output()
     def redraw(_=None):
         self.set(sliders[plane.value].value, plane.value)
-        chosen.children = [sliders[plane.value]]            # a slider for each plane: it keeps its range and its place
+        chosen.children = [sliders[plane.value]]     # each plane has its own slider, with its range and place
         with out:
             out.clear_output(wait=True)
             self.draw(plt.subplots(figsize=(5,5))[1])
@@ -298,13 +303,15 @@ def widget(self:SliceViewer):
 def book_figures(
     quality:int=40 # Of a JPEG, 1 to 95
 ):
-    "Store this notebook's figures at twice the size in which a page shows them: 100 pixels an inch, 7.6 inches wide"
+    "Store this notebook's figures at twice the size in which a page shows them, 100 pixels an inch"
     import matplotlib.pyplot as plt
     from IPython import get_ipython
     from matplotlib.figure import Figure
-    plt.rcParams.update({'figure.dpi': 100, 'figure.figsize': (7.6, 3.2), 'font.size': 9, 'axes.titlesize': 9})
-    if (shell := get_ipython()) is None: return            # plain Python stores no figures
-    def kind(fig): return 'jpeg' if any(ax.images for ax in fig.axes) else 'png'
+    plt.rcParams.update({'figure.dpi': 100, 'figure.figsize': (7.6, 3.2)})
+    plt.rcParams.update({'font.size': 9, 'axes.titlesize': 9})
+    shell = get_ipython()
+    if shell is None: return            # plain Python stores no figures
+    def kind(fig): return fig.axes and ('jpeg' if any(ax.images for ax in fig.axes) else 'png')
     for k in ('png', 'jpeg'):
         def encode(fig, k=k): return _at_twice_the_size(fig, k, quality) if kind(fig) == k else None
         shell.display_formatter.formatters[f'image/{k}'].for_type(Figure, encode)
