@@ -1,4 +1,4 @@
-"""From the folder that a hospital gives to a volume in HU: slices, positions, slope and intercept, and a leaning gantry
+"""From a hospital's folder of slices to a volume in HU: positions, slope and intercept, a leaning gantry, and what is refused
 
 Docs: https://kits-nb.github.io/kits_nb/engine/dicom.html.md"""
 
@@ -10,7 +10,7 @@ __all__ = ['CT_SLICES', 'slice_affine', 'to_hu', 'is_dicom', 'dicom_folders', 'S
 
 # %% ../../nbs/engine/22_dicom.ipynb #nd48a
 import filecmp, struct, nibabel as nib, numpy as np
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from scipy import ndimage as ndi
 
@@ -29,7 +29,7 @@ def slice_affine(
     "The affine of a stack of slices"
     u,v = np.reshape(orientation, (2,3)).astype(float)
     a = np.eye(4)
-    a[:3] = np.stack([step, spacing[0]*v, spacing[1]*u, position], 1)   # @eq-dicom
+    a[:3] = np.stack([step, spacing[0]*v, spacing[1]*u, position], 1)   # eq. (1)
     return np.diag([-1.,-1.,1.,1.]) @ a
 
 # %% ../../nbs/engine/22_dicom.ipynb #nac11
@@ -39,39 +39,57 @@ def to_hu(
     intercept:float     # RescaleIntercept
 ) -> np.ndarray: # int16 HU, rounded; stops at the ends of int16
     "Stored numbers to Hounsfield units"
-    hu = stored.astype(np.float64)*slope + intercept   # @eq-rescale
+    hu = stored.astype(np.float64)*slope + intercept   # eq. (2)
     return np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
 
 # %% ../../nbs/engine/22_dicom.ipynb #n8e2d
-_EXTRA = "pip install 'kits_nb[dicom]'"
-_BROKEN = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, struct.error, NotImplementedError, RuntimeError)
+_EXTRA = "the extra `dicom` (pip install 'kits_nb[dicom]')"
+_BROKEN = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, struct.error,
+           NotImplementedError, RuntimeError)
+
+def _why(e): return ' '.join(str(e).split())[:200] or type(e).__name__
 
 def _pydicom():
     "pydicom, or what to do without it"
     try: import pydicom
-    except ImportError: raise CaseError('DICOM files, and no pydicom to read them with', 'the extra `dicom`', _EXTRA) from None
+    except ImportError:
+        found = 'these are DICOM files, and pydicom is not installed'
+        raise CaseError(found, fix=f'install {_EXTRA}') from None
     return pydicom
 
 def is_dicom(
     path:Path|str # Any file
-) -> bool: # Does it begin like DICOM?
+) -> bool: # Does it begin like DICOM? No, if it cannot be read
     "Look at the first bytes of a file"
-    try:
-        with open(path, 'rb') as f: head = f.read(132)
+    try: return _begins_like_dicom(path)
     except OSError: return False
-    return head[128:] == b'DICM' or head[:4] in (b'\x08\x00\x05\x00', b'\x08\x00\x08\x00')   # with the modern preamble, or without
 
+def _begins_like_dicom(path):
+    with Path(path).open('rb') as f: head = f.read(132)
+    bare = b'\x08\x00\x05\x00', b'\x08\x00\x08\x00'                  # without the modern preamble
+    return head[128:] == b'DICM' or head[:4] in bare
+
+# %% ../../nbs/engine/22_dicom.ipynb #n22j
 def _candidates(folder):
     "Files that may be part of a series"
-    return [o for o in sorted(folder) if o.is_file() and not o.name.startswith('.') and o.name.upper() != 'DICOMDIR']
+    def other(o): return o.name.startswith('.') or o.name.upper() == 'DICOMDIR'
+    return [o for o in sorted(folder) if o.is_file() and not other(o)]
 
 def _files(folder):
-    "The DICOM files at and below a folder; raises `CaseError` for one that should be"
-    files = _candidates(Path(folder).rglob('*'))
-    for o in files:
-        called = o.suffix.lower() in ('.dcm', '.dicom', '.ima') or (o.stat().st_size == 0 and not o.suffix[1:].isalpha())
-        if called and not is_dicom(o): raise CaseError(f'a file of {o.stat().st_size} bytes that is not DICOM', 'a DICOM file', 'copy it again, or take it away if it is no slice', path=o)
-    return [o for o in files if is_dicom(o)]
+    "The DICOM files at and below a folder; raises `CaseError` for one that should be, or cannot be read"
+    return [o for o in _candidates(Path(folder).rglob('*')) if _is_slice(o)]
+
+def _is_slice(path):
+    "Is it DICOM? Refuses a file that may have been a slice"
+    fix = 'copy it again, or take it away if it is no slice'
+    try: found = _begins_like_dicom(path)
+    except OSError as e:
+        raise CaseError(f'the file cannot be read ({e.strerror})', fix=fix, path=path) from None
+    size = path.stat().st_size
+    end = path.suffix.lower()
+    called = end in ('.dcm', '.dicom', '.ima') or (size == 0 and not end[1:].isalpha())
+    if called and not found: raise CaseError(f'this file of {size} bytes is not DICOM', fix=fix, path=path)
+    return found
 
 def dicom_folders(
     path:Path|str # Any folder
@@ -96,6 +114,7 @@ class Slice:
     rescale:tuple        # RescaleSlope, RescaleIntercept
     unit:str             # RescaleType
 
+# %% ../../nbs/engine/22_dicom.ipynb #n22a
 @dataclass(frozen=True)
 class Series:
     "Files of one series and kind"
@@ -104,12 +123,16 @@ class Series:
     description:str   # SeriesDescription
     kind:str          # As of its slices
     slices:tuple      # Of `Slice`, in the order of their names
-    def __str__(self): return f'series {self.number or "without number"} "{self.description}": {len(self.slices)} {self.kind}'
+
+    def __str__(self):
+        number = self.number or 'without number'
+        return f'series {number} "{self.description}": {len(self.slices)} {self.kind}'
 
 # %% ../../nbs/engine/22_dicom.ipynb #n6044
 CT_SLICES = 'CT slices'
-_TAGS = ('SOPClassUID Modality ImageType NumberOfFrames SeriesInstanceUID SeriesNumber SeriesDescription Rows Columns SamplesPerPixel '
-         'PixelSpacing ImageOrientationPatient ImagePositionPatient RescaleSlope RescaleIntercept RescaleType').split()
+_TEXTS = ('SeriesInstanceUID', 'SeriesNumber', 'SeriesDescription', 'RescaleType')
+_TAGS = [*_TEXTS, *'SOPClassUID Modality ImageType NumberOfFrames Rows Columns SamplesPerPixel'.split(),
+         *'PixelSpacing ImageOrientationPatient ImagePositionPatient RescaleSlope RescaleIntercept'.split()]
 
 def _kind(ds):
     "What a file is, in words"
@@ -118,7 +141,8 @@ def _kind(ds):
     if modality != 'CT': return f'{modality} images'
     if 'LOCALIZER' in (ds.get('ImageType') or ()): return 'CT localizers (scouts)'
     if int(ds.get('NumberOfFrames') or 1) > 1: return 'CT objects with many frames in a file'
-    return CT_SLICES if cls.endswith('.5.1.4.1.1.2') and ds.get('SamplesPerPixel', 1) == 1 else 'CT pictures for looking at only'
+    if cls.endswith('.5.1.4.1.1.2') and ds.get('SamplesPerPixel', 1) == 1: return CT_SLICES
+    return 'CT pictures for looking at only'
 
 def _numbers(ds, *names):
     "Values of tags as floats; empty where one is missing"
@@ -132,12 +156,14 @@ def _header(path):
     try:
         ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS, force=True)
         if 'SOPClassUID' not in ds: raise ValueError('it ends before it says what it is')
-        text = {o: str(ds.get(o, '') or '') for o in ('SeriesInstanceUID', 'SeriesNumber', 'SeriesDescription', 'RescaleType')}
-        uid,number,description,unit = text.values()
+        uid,number,description,unit = (str(ds.get(o, '') or '') for o in _TEXTS)
         where = [_numbers(ds, o) for o in ('PixelSpacing', 'ImageOrientationPatient', 'ImagePositionPatient')]
-        return Slice(Path(path), uid, number, description, _kind(ds), tuple(map(int, _numbers(ds, 'Rows', 'Columns'))), *where, _numbers(ds, 'RescaleSlope', 'RescaleIntercept'), unit)
+        shape = tuple(map(int, _numbers(ds, 'Rows', 'Columns')))
+        rescale = _numbers(ds, 'RescaleSlope', 'RescaleIntercept')
+        return Slice(Path(path), uid, number, description, _kind(ds), shape, *where, rescale, unit)
     except _BROKEN as e:
-        raise CaseError(f'a file that pydicom cannot read ({" ".join(str(e).split())})', 'a whole DICOM file', 'copy it again', path=path) from None
+        found = f'pydicom cannot read this file ({_why(e)})'
+        raise CaseError(found, fix='copy it again', path=path) from None
 
 # %% ../../nbs/engine/22_dicom.ipynb #n04ce
 def list_series(
@@ -145,40 +171,74 @@ def list_series(
 ) -> list: # Of `Series`, by number; raises `CaseError` for a file that cannot be read
     "What there is in a folder"
     groups = {}
-    for s in map(_header, _files(folder)): groups.setdefault((s.uid, s.number, s.description, s.kind), []).append(s)
-    return sorted((Series(*k, tuple(v)) for k,v in groups.items()), key=lambda o: (o.number.zfill(9), o.uid, o.kind))
+    for s in map(_header, _files(folder)):
+        groups.setdefault((s.uid or (s.number, s.description), s.kind), []).append(s)
+    found = [Series(v[0].uid, v[0].number, v[0].description, v[0].kind, tuple(v)) for v in groups.values()]
+    return sorted(found, key=lambda o: (o.number.zfill(9), o.uid, o.kind))
 
+# %% ../../nbs/engine/22_dicom.ipynb #n22b
 def pick_series(
     found:list,           # From `list_series`
     series:str='',        # Number, description or UID; may be left out if there is one CT
     folder:Path|str=''    # For the message
 ) -> Series: # Raises `CaseError` if none fits, or several
     "The one series of CT slices"
-    usable = [o for o in found if o.kind == CT_SLICES and str(series or o.uid) in (o.uid, o.number, o.description)]
+    def is_wanted(o): return not series or str(series) in (o.uid, o.number, o.description)
+    usable = [o for o in found if o.kind == CT_SLICES and is_wanted(o)]
+    if len(usable) > 1 and series and all(len(o.slices) == 1 for o in usable):   # a UID for each slice
+        return replace(usable[0], slices=tuple(o.slices[0] for o in usable))
     if len(usable) == 1: return usable[0]
-    here = '; '.join(map(str, usable or found)) or 'no DICOM file'
-    if usable: raise CaseError(f'{len(usable)} series ({here})', 'one', 'choose one by its number, description or UID: series=, or kits-dicom FOLDER scan.nii.gz --series NUMBER', path=folder)
-    raise CaseError(here, f'series {series!r} of CT slices' if series else 'a series of CT slices, one to a file', 'name another folder or series; objects with many frames must be converted to NIfTI, for example by dcm2niix', path=folder)
+    here = '; '.join(map(str, (usable or found)[:5])) or 'there is no DICOM file in this folder'
+    if (more := len(usable or found) - 5) > 0: here += f'; and {more} more'
+    if usable: raise CaseError(f'there are {len(usable)} series ({here})', fix=_CHOOSE, path=folder)
+    wanted = f'series {series!r} of CT slices' if series else 'a series of CT slices, one to a file'
+    raise CaseError(here, wanted, _NOT_SLICES, path=folder)
+
+# %% ../../nbs/engine/22_dicom.ipynb #n22c
+_CHOOSE = ('choose one by its number, description or UID: series=, or kits-dicom FOLDER scan.nii.gz '
+           '--series NUMBER (slices that each have a UID of their own are joined by their number)')
+_NOT_SLICES = ('name another folder or series; objects with many frames must be converted to NIfTI, '
+               'for example by dcm2niix')
 
 # %% ../../nbs/engine/22_dicom.ipynb #n7ea6
-def _fail(found, expected, fix, path): raise CaseError(found, expected, fix, path=path)
+_EXPORT = 'export the series again'
+_FIELDS = dict(shape=('Rows, Columns', 2), spacing=('PixelSpacing', 2),
+               orientation=('ImageOrientationPatient', 6), position=('ImagePositionPatient', 3),
+               rescale=('RescaleSlope, RescaleIntercept', 2))
+
+def _fail(found, fix, path): raise CaseError(found, fix=fix, path=path)
+
+def _check_slice(s):
+    "A slice must say where it lies and what its numbers mean"
+    for field,(name,n) in _FIELDS.items():
+        v = getattr(s, field)
+        if len(v) != n or not np.isfinite(v).all(): _fail(f'the slice has no usable {name}', _EXPORT, s.path)
+    if s.unit not in ('', 'HU'):
+        fix = 'choose another series; spectral CT has maps that are not HU'
+        _fail(f'the values are in {s.unit} (RescaleType), not in Hounsfield units', fix, s.path)
+    if min(s.spacing) <= 0:
+        _fail(f'the PixelSpacing is {s.spacing}, not two positive lengths', _EXPORT, s.path)
+    if s.rescale[0] == 0: _fail('the RescaleSlope is 0, so that all voxels would be equal', _EXPORT, s.path)
 
 def _check_tags(slices, folder):
-    "Every slice must say where it lies and what its numbers mean, and all must agree"
-    names = dict(shape=('Rows, Columns', 2), spacing=('PixelSpacing', 2), orientation=('ImageOrientationPatient', 6), position=('ImagePositionPatient', 3), rescale=('RescaleSlope, RescaleIntercept', 2))
-    for s in slices:
-        for field,(name,n) in names.items():
-            v = getattr(s, field)
-            if len(v) != n or not np.isfinite(v).all(): _fail(f'no usable {name}', 'a CT slice with all its tags', 'export the series again', s.path)
-        if s.unit not in ('', 'HU'): _fail(f'values in {s.unit} (RescaleType)', 'Hounsfield units (HU)', 'choose another series; spectral CT has maps that are not HU', s.path)
-        if min(s.spacing) <= 0 or s.rescale[0] == 0: _fail(f'PixelSpacing {s.spacing}, RescaleSlope {s.rescale[0]}', 'positive lengths and a slope', 'export the series again', s.path)
+    "Every slice must be complete, and all must agree"
+    for s in slices: _check_slice(s)
+    first = slices[0]
     for field,tol in (('shape', 0), ('spacing', 1e-3), ('orientation', 1e-3)):
-        odd = [s for s in slices if np.abs(np.subtract(getattr(s, field), getattr(slices[0], field))).max() > tol]
-        if odd: _fail(f'{names[field][0]} {getattr(odd[0], field)} in {odd[0].path.name}, {getattr(slices[0], field)} in {slices[0].path.name}', 'the same in every slice', 'export the series again, or take the odd files away', folder)
-    u,v = np.reshape(slices[0].orientation, (2,3))
-    if abs(u @ v) > 1e-3 or abs(u @ u - 1) > 1e-2 or abs(v @ v - 1) > 1e-2: _fail(f'ImageOrientationPatient {slices[0].orientation}', 'two perpendicular directions of length 1', 'export the series again', slices[0].path)
-    if len(slices) < 2: _fail('one slice', 'at least two, to know the step between them', 'name the folder with all slices', folder)
+        for s in slices:
+            a,b = getattr(s, field), getattr(first, field)
+            if np.abs(np.subtract(a, b)).max() > tol:
+                _fail(f'{_FIELDS[field][0]} is {a} in {s.path.name} and {b} in {first.path.name}',
+                      f'{_EXPORT}, or take the odd files away', folder)
+    u,v = np.reshape(first.orientation, (2,3))
+    if abs(u @ v) > 1e-3 or abs(u @ u - 1) > 1e-2 or abs(v @ v - 1) > 1e-2:
+        found = f'ImageOrientationPatient {first.orientation} is not two perpendicular directions'
+        _fail(found, _EXPORT, first.path)
+    if len(slices) < 2:
+        found = 'there is only one slice, and no step from slice to slice'
+        _fail(found, 'name the folder with all slices', folder)
 
+# %% ../../nbs/engine/22_dicom.ipynb #n22k
 def _in_order(slices):
     "Slices sorted along the normal of the first"
     normal = np.cross(*np.reshape(slices[0].orientation, (2,3)))
@@ -203,22 +263,29 @@ def _check_places(slices, normal, folder):
         else: groups.append([s])
     sizes = {len(g) for g in groups}
     if sizes == {1}: return
-    if len(sizes) == 1 and len(groups) > 1: _fail(f'{sizes.pop()} slices at each of {len(groups)} places: phases of a 4-D scan in one series', 'one slice to a place', 'export each phase as a series of its own', folder)
+    if len(sizes) == 1 and len(groups) > 1:
+        _fail(f'there are {sizes.pop()} slices at each of {len(groups)} places, as in a 4-D scan',
+              'export each phase as a series of its own', folder)
     a,b,*_ = next(g for g in groups if len(g) > 1)
-    _fail(f'two different slices in one place ({a.path.name} and {b.path.name})', 'one slice to a place', 'take the one that does not belong away', folder)
+    _fail(f'there are two different slices in one place ({a.path.name} and {b.path.name})',
+          'take the one away that does not belong there', folder)
 
 def _step(slices, normal, folder):
     "From slice to slice, mm (LPS); every slice must lie where equal steps lead"
     p = np.array([s.position for s in slices]); n = len(p)-1
     step = (p[-1]-p[0])/n
-    if np.linalg.norm(p - p[0] - np.arange(n+1)[:,None]*step, axis=1).max() <= .05 + .02*np.linalg.norm(step): return step
+    off = np.linalg.norm(p - p[0] - np.arange(n+1)[:,None]*step, axis=1).max()
+    if off <= .05 + .02*np.linalg.norm(step): return step
     gaps = np.diff(p @ normal); values,counts = np.unique(gaps.round(1), return_counts=True)
     usual = values[counts.argmax()]; k = int(np.abs(gaps - usual).argmax()); times = gaps/usual
     between = f'between {slices[k].path.name} and {slices[k+1].path.name}'
     if times.max() > 1.5 and np.abs(times - np.rint(times)).max() < .15:
         missing = int(np.rint(times).sum()) - n
-        _fail(f'{missing} missing slice{"s"*(missing > 1)} (a step of {gaps[k]:.2f} mm {between}, {usual:.2f} mm elsewhere)', 'no gap', 'copy the whole series again', folder)
-    _fail(f'steps of {gaps.min():.2f} to {gaps.max():.2f} mm from slice to slice ({between})', 'equal steps along a line', 'choose a reconstruction with equal steps', folder)
+        some = '1 slice is' if missing == 1 else f'{missing} slices are'
+        _fail(f'{some} missing (a step of {gaps[k]:.2f} mm {between}, {usual:.2f} mm elsewhere)',
+              'copy the whole series again', folder)
+    _fail(f'the slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart ({between})',
+          'choose a reconstruction with equal steps', folder)
 
 # %% ../../nbs/engine/22_dicom.ipynb #n5063
 def tilt_of(
@@ -234,6 +301,7 @@ def _drift(affine, n):
     step,v,u = affine[:3,:3].T
     return np.array([step @ v/(v @ v), step @ u/(u @ u)])*(n-1)
 
+# %% ../../nbs/engine/22_dicom.ipynb #n22d
 def untilt(
     data:np.ndarray,   # HU (slice,row,column)
     affine:np.ndarray, # Its affine, with a step that is not perpendicular (4,4)
@@ -255,15 +323,27 @@ def untilt(
 def _pixels(s):
     "HU of one slice"
     pydicom = _pydicom()
+    ds = None
     try: ds = pydicom.dcmread(s.path, force=True); stored = ds.pixel_array
     except _BROKEN as e:
-        syntax = getattr(getattr(ds, 'file_meta', None), 'TransferSyntaxUID', None) if 'ds' in locals() else None
+        syntax = getattr(getattr(ds, 'file_meta', None), 'TransferSyntaxUID', None)
         if syntax is not None and syntax.is_compressed:
-            _fail(f'pixels compressed as {syntax.name}, which cannot be decoded here ({" ".join(str(e).split())[:200]})', 'pixels that pydicom can decode',
+            _fail(f'the pixels are compressed as {syntax.name} and cannot be decoded here ({_why(e)})',
                   f'{_EXTRA} brings decoders; or export the series uncompressed', s.path)
-        _fail(f'pixels that cannot be read ({" ".join(str(e).split())[:200]})', f'{s.shape[0]}×{s.shape[1]} pixels', 'the file may end early: copy it again', s.path)
-    if stored.shape != s.shape: _fail(f'pixels of shape {stored.shape}', f'{s.shape}', 'export the series again', s.path)
-    return to_hu(stored, *s.rescale)
+        _fail(f'the pixels cannot be read ({_why(e)})', 'the file may end early: copy it again', s.path)
+    if stored.shape != s.shape:
+        _fail(f'the pixels have the shape {stored.shape}, and the header says {s.shape}', _EXPORT, s.path)
+    hu = to_hu(stored, *s.rescale)
+    if (padding := _padding(ds, stored, s.rescale)) is not None: hu[padding] = -1024
+    return hu
+
+def _padding(ds, stored, rescale):
+    "Pixels outside of the scanned circle, where their number would be no HU; None for none"
+    if (value := ds.get('PixelPaddingValue')) is None: return None
+    value,limit = (np.uint16(int(o) & 0xffff).view(np.uint16).astype(stored.dtype)
+                   for o in (value, ds.get('PixelPaddingRangeLimit', value)))
+    if all(-1024 <= float(o)*rescale[0] + rescale[1] <= 3071 for o in (value, limit)): return None
+    return (stored >= min(value, limit)) & (stored <= max(value, limit))
 
 def _stack(slices, affine):
     "int16 HU (slice,row,column)"
@@ -286,19 +366,23 @@ def read_dicom(
 ) -> Volume: # int16 HU; raises `CaseError` for whatever cannot be read with certainty
     "Read a CT series"
     folder = Path(folder)
-    if not folder.is_dir(): _fail('no such folder', 'the folder of a DICOM series', 'check the path', folder)
+    if not folder.is_dir(): _fail('there is no such folder', 'check the path', folder)
     slices = pick_series(list_series(folder), series, folder).slices
     _check_tags(slices, folder)
     slices,normal = _in_order(slices)
     slices = _without_copies(slices, normal)
     _check_places(slices, normal, folder)
-    affine = slice_affine(slices[0].position, slices[0].orientation, slices[0].spacing, _step(slices, normal, folder))
+    first,step = slices[0], _step(slices, normal, folder)
+    affine = slice_affine(first.position, first.orientation, first.spacing, step)
     tilted = np.abs(_drift(affine, len(slices))).max() > .5
-    if tilted and not straighten: _fail(f'a gantry tilt of {tilt_of(affine):.1f} degrees', 'slices straight behind each other', 'allow a new, straight grid: straighten=True, or kits-dicom FOLDER scan.nii.gz --straighten', folder)
+    if tilted and not straighten:
+        fix = 'allow a new, straight grid: straighten=True, or kits-dicom FOLDER scan.nii.gz --straighten'
+        _fail(f'the gantry was tilted by {tilt_of(affine):.1f} degrees', fix, folder)
     data = _stack(slices, affine)
     if tilted: data,affine = untilt(data, affine)
-    turned,new = to_ipl(data, affine)
-    return Volume(np.ascontiguousarray(turned), new, Source(str(folder), data.shape, affine, _nifti_header(data.shape, affine)))
+    source = Source(str(folder), data.shape, affine, _nifti_header(data.shape, affine))
+    data,affine = to_ipl(data, affine)
+    return Volume(np.ascontiguousarray(data), affine, source)
 
 # %% ../../nbs/engine/22_dicom.ipynb #n75d6
 def read_scan(
@@ -308,5 +392,6 @@ def read_scan(
     "Read a CT scan in whichever form it comes"
     path = Path(path)
     if path.is_dir(): return read_dicom(path)
-    if is_dicom(path): _fail('one file of a DICOM series', 'the folder with all its slices', 'name the folder', path)
+    if is_dicom(path):
+        _fail('this is one file of a DICOM series', 'name the folder with all its slices', path)
     return read_ct(path, contiguous)

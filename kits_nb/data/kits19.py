@@ -9,7 +9,7 @@ __all__ = ['Case', 'find_cases', 'corner_gap', 'read_case', 'check_case', 'check
            'split_folds']
 
 # %% ../../nbs/book/05_kits19.ipynb #c003
-import hashlib
+import hashlib, re
 from dataclasses import dataclass
 from pathlib import Path
 import nibabel as nib, numpy as np
@@ -49,13 +49,14 @@ def _official(folder):
         return next((o for o in (folder/f'{name}.nii.gz', folder/f'{name}.nii') if o.exists()), None)
     return Case(folder.resolve().name, file('imaging'), file('segmentation'))
 
-def _stem(path): return path.name.removesuffix('.gz').removesuffix('.nii')
+def _stem(path): return re.sub(r'\.nii(\.gz)?$', '', path.name, flags=re.I)
 
 def _dicom_case(folder, root):
     return Case('_'.join(folder.relative_to(root).parts) or folder.resolve().name, folder)
 
 def _is_scan(path):
-    return path.name.endswith(('.nii', '.nii.gz')) and not path.name.startswith(('.', 'prediction_'))
+    name = path.name.lower()
+    return name.endswith(('.nii', '.nii.gz')) and not name.startswith(('.', 'prediction_'))
 
 def _with_own_ids(cases):
     "The cases, unless the results of two would overwrite each other"
