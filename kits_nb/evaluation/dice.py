@@ -26,7 +26,7 @@ def as_mask(
                          'compare with the label first, such as labels == 2')
     return x != 0
 
-# %% ../../nbs/book/15_scores.ipynb #b600d977
+# %% ../../nbs/book/15_scores.ipynb #c4d99cdf
 def mask_dice(
     pred,  # Mask, any shape
     truth  # Mask, same shape
@@ -36,7 +36,7 @@ def mask_dice(
     if pred.shape != truth.shape:
         raise ValueError(f'the masks have the shapes {pred.shape} and {truth.shape}')
     sizes = np.count_nonzero(pred) + np.count_nonzero(truth)
-    return 2*np.count_nonzero(pred & truth)/sizes if sizes else 1.
+    return float(2*np.count_nonzero(pred & truth)/sizes) if sizes else 1.
 
 # %% ../../nbs/book/15_scores.ipynb #8c4628d1
 SCORES = ('kidney', 'tumor', 'composite')
