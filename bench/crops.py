@@ -17,8 +17,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-SIZE, SHAPE, CASES, COPIES = (176,)*3, (136,400,400), 4, 3
-SMALL = (32,)*3, (16,64,64)     # to see that it runs
+SIZE, SHAPE, SPACING, GRID, CASES, COPIES = (176,)*3, (136,400,400), (3.,1.,1.), (1.,)*3, 4, 3
+SMALL = (32,)*3, (34,100,100), (12.,4.,4.), (4.,)*3     # to see that it runs
 OURS = {f'kits_nb {s}, {w} workers': (s, w) for s in ('npy', 'blosc2') for w in (0, 1, 2)}
 
 
@@ -27,9 +27,9 @@ def make(folder):
     import blosc2
     from kits_nb.data.phantom import write_phantoms
     from kits_nb.data.store import PrepareConfig, load_prepared, prepare_folder
-    write_phantoms(folder/'data', n=CASES, shape=SHAPE, spacing=(3.,1.,1.))
+    write_phantoms(folder/'data', n=CASES, shape=SHAPE, spacing=SPACING)
     for store in ('npy', 'blosc2'):
-        prepare_folder(folder/'data', folder/store, PrepareConfig(store=store))
+        prepare_folder(folder/'data', folder/store, PrepareConfig(store=store, spacing=GRID))
         for k in range(CASES, CASES*COPIES):
             if not (folder/store/f'case_{k:05d}').is_dir(): shutil.copytree(folder/store/f'case_{k%CASES:05d}', folder/store/f'case_{k:05d}')
     (folder/'style').mkdir(exist_ok=True)
@@ -202,8 +202,8 @@ def main():
     p.add_argument('--rows', default='', help='only rows whose name starts so, after the bare read')
     p.add_argument('--small', action='store_true', help='small phantoms and crops of 32³')
     args = p.parse_args()
-    global SIZE, SHAPE
-    if args.small: SIZE,SHAPE = SMALL
+    global SIZE, SHAPE, SPACING, GRID
+    if args.small: SIZE,SHAPE,SPACING,GRID = SMALL
     folder = Path(args.folder)
     if args.one: return print(json.dumps(one(args.one, folder, args.n)))
     make(folder)
