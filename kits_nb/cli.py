@@ -183,7 +183,7 @@ def _train(prepared, run, recipe, resume, folds, changes, **kwargs):
     if not folds: return train(prepared, run, settings, **kwargs)
     train_folds(prepared, run, settings, fold_list(folds, settings.train.n_folds), **kwargs)
 
-# %% ../nbs/engine/70_commands.ipynb #7d85df81
+# %% ../nbs/engine/70_commands.ipynb #0d1a08c2
 @call_parse(pos=['model', 'data', 'out'])
 def kits_predict(
     model:str,               # Run folder that kits-train wrote, or a folder of run folders (an ensemble)
@@ -220,6 +220,7 @@ def kits_predict(
         if outcome.done or outcome.skipped: print(f'volumes in ml: {save_morphometry(out, out)}')
         print_outcome(outcome)
 
+# %% ../nbs/engine/70_commands.ipynb #ea0a4f43
 def _cases_to_predict(data, out, cases):
     "The cases that the arguments name"
     from kits_nb.data.kits19 import find_cases

@@ -1,4 +1,4 @@
-"""The whole path in a few minutes on a laptop: make patients, learn, segment patients never seen, look
+"""The whole path in minutes on a laptop: make synthetic patients, train, segment others, score
 
 Docs: https://kits-nb.github.io/kits_nb/engine/demo.html.md"""
 
@@ -24,11 +24,11 @@ from .training.recipe import *
 from .training.run import *
 
 # %% ../nbs/engine/72_demo.ipynb #c007
-TEST_SEED = 1000   # the phantoms that are segmented; training uses seeds from 0
+TEST_SEED = 1000   # of the first phantom to be segmented; those for training use seeds from 0
 
 def run_demo(
     out:Path|str,     # Folder for everything it makes
-    n:int=96,         # Phantoms to learn from
+    n:int=96,         # Phantoms to train on
     epochs:int=10,    # Epochs
     n_test:int=12,    # Phantoms to be segmented
     recipe:Recipe=RECIPES['tiny'], # Grid, network and training
@@ -40,9 +40,10 @@ def run_demo(
     out,start = Path(out), time.time()
     def say(text): echo(f'[{time.time()-start:4.0f} s] {text}')
     recipe = recipe.replace(epochs=epochs, n_folds=max(3, n//2))
-    say(f'making {n} phantoms to learn from and {n_test} others to be tested on')
-    for name,k,seed in (('train', n, 0), ('test', n_test, TEST_SEED)): write_phantoms(out/name, k, seed, n_workers=n_workers, **kwargs)
-    say(f'bringing them to a grid of {recipe.prepare.spacing[0]:g} mm')
+    say(f'making {n} phantoms to train on and {n_test} others to test on')
+    for name,k,seed in (('train', n, 0), ('test', n_test, TEST_SEED)):
+        write_phantoms(out/name, k, seed, n_workers=n_workers, **kwargs)
+    say(f'resampling them to {recipe.prepare.spacing[0]:g} mm')
     prepare_folder(out/'train', out/'prepared', recipe.prepare, n_workers=n_workers)
     say(f'training {epochs} epochs')
     train(out/'prepared', out/'run', recipe, echo, resume=True)
@@ -52,7 +53,9 @@ def run_demo(
     table,_ = evaluate_folder(out/'predictions', out/'test')
     save_scores(table, out/'predictions')
     echo(table[list(SCORES)].to_string(float_format='{:.4f}'.format))
-    note = f'{n_test} phantoms that the network never saw, after {epochs} epochs on {n} others. Phantoms are easier than patients: compare with the paper in spirit only.'
-    write_report(out/'report.html', models[0], out/'test', out/'predictions', out/'run', 'kits_nb: demonstration on phantoms', note)
+    note = (f'{n_test} phantoms that the network has not seen, after {epochs} epochs on {n} others. '
+            'Phantoms are easier than patients, so these scores are not comparable with the paper\'s.')
+    write_report(out/'report.html', models[0], out/'test', out/'predictions', out/'run',
+                 'kits_nb: demonstration on phantoms', note)
     say(f'done: open {out/"report.html"}; the predictions are in {out/"predictions"}')
     return table

@@ -121,7 +121,7 @@ def network_maps(
     def array(x): return x.float().cpu().numpy()
     return out | dict(edge=array(edge[0].float().sigmoid()), attention=array(maps[-1][0,0]))
 
-# %% ../../nbs/engine/66_report.ipynb #8105410a
+# %% ../../nbs/engine/66_report.ipynb #daf5280f
 def case_figure(
     net,            # `BoundaryNet` with `.meta`; None for pictures without it
     ct:Volume|None, # The scan; None for labels on grey
@@ -136,6 +136,7 @@ def case_figure(
     show_legend(fig, 'kidney', 'tumor', 'missed', 'added')
     return fig
 
+# %% ../../nbs/engine/66_report.ipynb #803538bc
 def _zoom(ct, truth, pred, margin=25):
     "The part with labels and `margin` mm around it, and the index of its first voxel"
     masks = [o.data > BACKGROUND for o in (truth, pred)]
