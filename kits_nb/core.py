@@ -120,7 +120,7 @@ def for_each_case(
         if finished(c): out.skipped.append(c.id); continue
         try: todo(c)
         except Exception as e:
-            out.failed.append(_as_case_error(e).of_case(c.id))
+            out.failed.append(_as_case_error(e, c.id))
             if echo: echo(f'{c.id}: FAILED, {out.failed[-1].found}')
         else:
             out.done.append(c.id)
@@ -128,10 +128,9 @@ def for_each_case(
     return out
 
 # %% ../nbs/engine/20_core.ipynb #n2027
-def _as_case_error(e):
+def _as_case_error(e, case):
     "Any error as one of a case; it keeps the original as its cause"
-    if isinstance(e, CaseError): return e
-    out = CaseError(f'{type(e).__name__}: {e}')
+    out = e.of_case(case) if isinstance(e, CaseError) else CaseError(f'{type(e).__name__}: {e}', case=case)
     out.__cause__ = e
     return out
 

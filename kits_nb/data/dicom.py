@@ -188,11 +188,12 @@ def pick_series(
     if len(usable) > 1 and series and all(len(o.slices) == 1 for o in usable):   # a UID for each slice
         return replace(usable[0], slices=tuple(o.slices[0] for o in usable))
     if len(usable) == 1: return usable[0]
-    here = '; '.join(map(str, (usable or found)[:5])) or 'there is no DICOM file in this folder'
+    here = '; '.join(map(str, (usable or found)[:5]))
     if (more := len(usable or found) - 5) > 0: here += f'; and {more} more'
     if usable: raise CaseError(f'there are {len(usable)} series ({here})', fix=_CHOOSE, path=folder)
     wanted = f'series {series!r} of CT slices' if series else 'a series of CT slices, one to a file'
-    raise CaseError(here, wanted, _NOT_SLICES, path=folder)
+    what = f'the folder holds {here}' if found else 'there is no DICOM file in this folder'
+    raise CaseError(what, wanted, _NOT_SLICES, path=folder)
 
 # %% ../../nbs/engine/22_dicom.ipynb #n22c
 _CHOOSE = ('choose one by its number, description or UID: series=, or kits-dicom FOLDER scan.nii.gz '
