@@ -18,6 +18,7 @@ from .data.kits19 import *
 from .data.store import *
 from .training.learner import *
 from .inference.cases import *
+from .evaluation.dice import *
 from .evaluation.scores import *
 from .evaluation.report import *
 from .training.recipe import *
