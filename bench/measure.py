@@ -1,11 +1,15 @@
-"What the benchmarks share: time, memory, workers that are processes of their own, and a line about the machine"
+"""What the benchmarks share: time, memory, workers that are processes of their own, and a line about the
+machine"""
+
 import ctypes, gc, json, os, platform, subprocess, sys, time
 from importlib.metadata import version
 from pathlib import Path
 
+
 def status(key):
     "Bytes of a line of /proc/self/status: VmRSS now, VmHWM the most so far"
-    return int(next(l for l in open('/proc/self/status') if l.startswith(key)).split()[1])*1024
+    return int(next(l for l in open('/proc/self/status') if l.startswith(key)).split()[1]) * 1024
+
 
 def peak(f):
     "(Result, bytes that the call took beyond what was there before). Linux only"
@@ -16,6 +20,7 @@ def peak(f):
     out = f()
     return out, status('VmHWM') - start
 
+
 def timed(f):
     "(Result, seconds)"
     gc.collect()
@@ -23,18 +28,25 @@ def timed(f):
     out = f()
     return out, time.perf_counter() - start
 
-def median(xs): return sorted(xs)[len(xs)//2]
+
+def median(xs):
+    return sorted(xs)[len(xs) // 2]
+
 
 class Worker:
     "A process that gets one value of JSON a line, and gives one back. It is in `serve`"
+
     def __init__(self, *cmd, env=()):
         env = os.environ | dict(PYTHONWARNINGS='ignore') | dict(env)
-        self.p = subprocess.Popen([sys.executable, *cmd], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-        self.read()                                     # it is ready
+        self.p = subprocess.Popen(
+            [sys.executable, *cmd], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+        self.read()  # it is ready
 
     def read(self):
-        while line := self.p.stdout.readline():         # libraries may print lines of their own
-            if line.startswith('> '): return json.loads(line[2:])
+        while line := self.p.stdout.readline():  # libraries may print lines of their own
+            if line.startswith('> '):
+                return json.loads(line[2:])
         raise SystemExit(f'the worker ended with code {self.p.wait()}')
 
     def ask(self, what=None):
@@ -48,31 +60,45 @@ class Worker:
         self.p.wait()
         return last
 
+
 def serve(reply, at_end=lambda: None):
-    "In a `Worker`'s process: say that it is ready, then give `reply` of each value that comes in, and `at_end()`"
-    def say(what): print('>', json.dumps(what), flush=True)
+    """In a `Worker`'s process: say that it is ready, then give `reply` of each value that comes in, and
+    `at_end()`"""
+
+    def say(what):
+        print('>', json.dumps(what), flush=True)
+
     say('ready')
-    for line in sys.stdin: say(reply(json.loads(line)))
+    for line in sys.stdin:
+        say(reply(json.loads(line)))
     say(at_end())
+
 
 def versions(*names):
     "name version, name version, for what is installed"
     out = []
     for n in names:
-        try: out.append(f'{n} {version(n)}')
-        except ImportError: pass
+        try:
+            out.append(f'{n} {version(n)}')
+        except ImportError:
+            pass
     return ', '.join(out)
+
 
 def cpu_name():
     lines = open('/proc/cpuinfo') if os.path.exists('/proc/cpuinfo') else []
     return next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.machine())
+
 
 def commit_of(folder):
     "The commit of a checkout, with -dirty where it was changed since"
     cmd = ['git', '-C', str(folder), 'describe', '--always', '--dirty']
     return subprocess.run(cmd, capture_output=True, text=True).stdout.strip() or 'unknown'
 
+
 def machine(*names):
     "A line: processor, cores, versions, commit"
-    return (f'{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {versions("torch", *names)}; '
-            f'commit {commit_of(Path(__file__).parent)}')
+    return (
+        f'{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {versions("torch", *names)}; '
+        f'commit {commit_of(Path(__file__).parent)}'
+    )
