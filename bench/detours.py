@@ -43,26 +43,19 @@ def separate(x, norm, conv, weight=None):
     h = F.relu(norm(x), inplace=True)
     return conv(h) if weight is None else conv._conv_forward(h, weight, conv.bias)
 
-def concatenated_start(self, bottom, level): return self.start(torch.cat([self.upsample(bottom), level], 1))
 def concatenated_head(self, y, edge): return self.head(torch.cat([F.relu(self.norm(y)), edge], 1))
 
 # A variant: what to patch in the module of fast layers, the classes to leave out, and how the network is placed
 
-STREAM,NET = fast.FastBoundaryStream, fast.FastBoundaryNet
 VARIANTS = {
     ALL: {},
     'plain network': dict(without=fast.FAST, layout='contiguous', keep=False),
     'plain layers': dict(without=fast.FAST),
     '1x1x1 convolutions as products': dict(patch=[(fast, 'is_product', never)]),
     'small crops in halves': dict(patch=[(fast, 'is_slow', never)], only='float32'),
-    'weight gradients in slabs': dict(patch=[(fast, 'needs_slabs', never)], only='bfloat16'),
     'normalisation in two passes': dict(patch=[(fast, 'group_norm_relu', norm_relu), (fast, '_norm_gradients', norm_gradients)]),
     'normalise, ReLU, convolve in one': dict(patch=[(fast, 'norm_relu_conv', separate)]),
-    'interpolation as products': dict(without=[fast.FastUpsample]),
-    'map spread over channels': dict(patch=[(fast, 'scale_by_map', torch.mul)]),
-    'mixed before upsampling': dict(patch=[(STREAM, '_start', concatenated_start)]),
-    'head without concatenation': dict(patch=[(NET, '_join', concatenated_head)]),
-    'additions in place': dict(patch=[(fast, '_add', lambda x, y, maker: x + y)]),
+    'head without concatenation': dict(patch=[(fast.FastBoundaryNet, '_join', concatenated_head)]),
     'channels_last': dict(layout='contiguous'),
     'freed memory is kept': dict(keep=False),
     'losses with both directions written': dict(loss='before')}
@@ -173,7 +166,7 @@ def main():
     args = parse()
     if args.work: return work(args)
     print(machine(), flush=True)
-    facts = dict(cpu=cpu_name(), torch=torch.__version__, commit=commit_of(ROOT))
+    facts = dict(gone=False, cpu=cpu_name(), torch=torch.__version__, commit=commit_of(ROOT))
     rows = []
     for network,side in (o.split(':') for o in args.configs.split(',')):
         for precision in args.precisions.split(','):

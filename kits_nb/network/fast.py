@@ -6,16 +6,13 @@ Docs: https://kits-nb.github.io/kits_nb/engine/fast.html.md"""
 
 # %% auto #0
 __all__ = ['FAST', 'speed_up', 'slow_down', 'is_channels_last', 'is_product', 'conv1x1x1_backward', 'Conv1x1x1', 'conv1x1x1',
-           'FastConv1', 'is_slow', 'split_in_halves', 'split_with_neighbours', 'join_halves', 'is_unsafe',
-           'needs_slabs', 'slab_ranges', 'weight_gradient', 'SlabConv', 'FastConv3', 'is_small', 'channel_sums',
-           'group_statistics', 'scale_and_shift', 'scale_shift_relu', 'group_norm_backward', 'is_unvectorized',
-           'group_norm_relu', 'NormReluConv', 'norm_relu_conv', 'FastResBlock', 'saved_bytes', 'doubling_matrix',
-           'DoubleSize', 'double_size', 'FastUpsample', 'ScaleByMap', 'scale_by_map', 'FastGate', 'FastDecoder',
+           'FastConv1', 'is_slow', 'split_in_halves', 'split_with_neighbours', 'join_halves', 'is_unsafe', 'FastConv3',
+           'is_small', 'channel_sums', 'group_statistics', 'scale_and_shift', 'scale_shift_relu', 'group_norm_backward',
+           'is_unvectorized', 'group_norm_relu', 'NormReluConv', 'norm_relu_conv', 'FastResBlock', 'saved_bytes',
            'FastBoundaryStream', 'FastBoundaryNet']
 
 # %% ../../nbs/engine/30_fast.ipynb #a003
 from contextlib import nullcontext
-from functools import lru_cache
 from math import gcd, prod
 import torch
 from torch import nn, Tensor
@@ -63,13 +60,13 @@ def _without_autocast(): # Autocast on a CPU would choose another precision
     return torch.autocast('cpu', enabled=False) if on else nullcontext()
 
 # %% ../../nbs/engine/30_fast.ipynb #39f1c288
-def _conv_args(weight, stride=1):
+def _conv_args(weight):
     "Stride, padding, dilation, transposed, output padding and groups of a 'same' convolution"
-    return [stride]*3, [k//2 for k in weight.shape[2:]], [1]*3, False, [0]*3, 1
+    return [1]*3, [k//2 for k in weight.shape[2:]], [1]*3, False, [0]*3, 1
 
-def _input_gradient(g, x, weight, stride=1):
+def _input_gradient(g, x, weight):
     back = torch.ops.aten.convolution_backward
-    return back(g, x, weight, None, *_conv_args(weight, stride), [True,False,False])[0]
+    return back(g, x, weight, None, *_conv_args(weight), [True,False,False])[0]
 
 def is_channels_last(
     x:Tensor # (B,C,D,H,W)
@@ -188,63 +185,9 @@ def is_unsafe(
     flat = d == 2 or (d <= 10 and h*w >= 32**2)
     return flat and dtype == torch.bfloat16 and torch.device(device).type == 'cpu'
 
-# %% ../../nbs/engine/30_fast.ipynb #a011b
-def needs_slabs(
-    x:Tensor,   # Input of a convolution (B,C,D,H,W)
-    no:int      # Channels out
-) -> bool: # Is the gradient of its weight quicker in slabs?
-    "A crop in bfloat16 on a CPU that does not fit its cache"
-    if torch.compiler.is_compiling() or x.device.type != 'cpu' or x.dtype != torch.bfloat16: return False
-    return x.shape[2] >= 32 and (x.shape[1] + no)*prod(x.shape[2:]) >= 2**22
-
-# %% ../../nbs/engine/30_fast.ipynb #a050
-def slab_ranges(
-    n:int,        # Slices out
-    stride:int=1, # Of the convolution
-    size:int=16   # Slices in, of a slab, at least
-) -> list: # (first slice, the one behind the last) of each slab
-    "Cut the slices of a convolution's output"
-    k = max(1, n*stride//size)
-    return [(n*i//k, n*(i+1)//k) for i in range(k)]
-
-# %% ../../nbs/engine/30_fast.ipynb #a052
-def _slices(x, lo, hi, stride):
-    "The slices that the output's slices lo to hi see, with zeros beyond the border"
-    lo,hi,n = stride*lo - 1, stride*(hi-1) + 2, x.shape[2]
-    seen,beyond = x[:,:,max(lo, 0):hi], (max(-lo, 0), max(hi-n, 0))
-    return F.pad(seen, (0,0,0,0,*beyond)) if any(beyond) else seen
-
-def weight_gradient(
-    g:Tensor,      # Gradient of the output (B,C',D',H',W')
-    x:Tensor,      # Input of a 3x3x3 convolution (B,C,D,H,W)
-    weight:Tensor, # Its weight (C',C,3,3,3)
-    stride:int=1   # Its stride
-) -> Tensor: # (C',C,3,3,3), float32
-    "The gradient of a weight as a sum over slabs, eq. (2)"
-    args = [stride]*3, [0,1,1], [1]*3, False, [0]*3, 1, [False,True,False]
-    def of(g, x): return torch.ops.aten.convolution_backward(g, x, weight, None, *args)[1].float()
-    cuts = [(slice(b, b+1), lo, hi) for b in range(len(x)) for lo,hi in slab_ranges(g.shape[2], stride)]
-    return sum(of(g[b,:,lo:hi], _slices(x[b], lo, hi, stride)) for b,lo,hi in cuts)
-
-# %% ../../nbs/engine/30_fast.ipynb #n27d8
-class SlabConv(Function):
-    "A convolution whose weight has its gradient from slabs; all that it keeps are its inputs"
-    @staticmethod
-    def forward(ctx, x, weight, stride):
-        ctx.save_for_backward(x, weight)
-        ctx.stride = stride
-        return torch.ops.aten.convolution(x, weight, None, *_conv_args(weight, stride))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        x,weight = ctx.saved_tensors
-        gx = _input_gradient(g, x, weight, ctx.stride) if ctx.needs_input_grad[0] else None
-        return gx, weight_gradient(g, x, weight, ctx.stride).to(weight.dtype), None
-
 # %% ../../nbs/engine/30_fast.ipynb #a054
 class FastConv3(nn.Conv3d):
-    "A small crop that comes alone is computed as two halves, a large one's gradient in slabs"
+    "A small crop that comes alone is computed as two halves, a flat one in float32"
     @staticmethod
     def fits(conv): return _is_usual(conv, 3, 1, [(1,1,1), (2,2,2)])
 
@@ -259,8 +202,6 @@ class FastConv3(nn.Conv3d):
         if is_slow(x):
             halves = split_with_neighbours(x, self.stride[0])
             return join_halves(F.conv3d(halves, weight, bias, self.stride, (0,1,1)))
-        if torch.is_grad_enabled() and needs_slabs(x, len(weight)) and bias is None:
-            return SlabConv.apply(x, weight, self.stride[0])
         return super()._conv_forward(x, weight, bias)
 
 FAST.append(FastConv3)
@@ -346,7 +287,7 @@ def group_norm_backward(
     gamma:Tensor,   # Factor of each channel (C,)
     out:Tensor=None # Where to write the gradient of x
 ) -> tuple: # Gradients of x (B,C,D,H,W), gamma (C,) and beta (C,)
-    "Backward of group normalisation for any memory order, eq. (3)"
+    "Backward of group normalisation for any memory order, eq. (2)"
     c,groups,n = len(gamma), mean.shape[1], x[0].numel()//mean.shape[1]
     def group_mean(v): return _to_channels(_to_groups(v, groups), c)/n
     m,r,k = _to_channels(mean, c), _to_channels(rstd, c), gamma.float()
@@ -402,8 +343,6 @@ def _conv_gradients(g, h, weight, bias):
     if weight.shape[2] == 1:
         if not is_product(h): return back(g, h, [0]*3)
         return *conv1x1x1_backward(g, h, weight), g.sum((0,2,3,4)) if bias else None
-    if needs_slabs(h, len(weight)) and not bias:
-        return _input_gradient(g, h, weight), weight_gradient(g, h, weight), None
     if not is_slow(h): return back(g, h, [1]*3)
     gh,gw,gb = back(split_in_halves(g), split_with_neighbours(h), [0,1,1])
     n,gx = h.shape[2]//2, F.pad(join_halves(gh[:,:,1:-1]), [0]*6)
@@ -465,18 +404,13 @@ def norm_relu_conv(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     with torch.autocast(kind, enabled=False): return NormReluConv.apply(x, *args, dtype)
 
-# %% ../../nbs/engine/30_fast.ipynb #a073
-def _add(x, y, maker):
-    "x + y, in the memory of x unless somebody looks at its maker"
-    return x + y if x.dtype != y.dtype or _has_hooks(maker) else x.add_(y)
-
 # %% ../../nbs/engine/30_fast.ipynb #a074
 class FastResBlock(ResBlock):
     "`ResBlock` that keeps only the inputs of its two halves"
     def forward(self, x):
         y = norm_relu_conv(x, self.norm1, self.conv1)
         y = norm_relu_conv(y, self.norm2, self.conv2)
-        return _add(y, x, self.conv2)
+        return x + y
 
 FAST.append(FastResBlock)
 
@@ -493,121 +427,11 @@ def saved_bytes(
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): f()
     return sum(n for k,(n,_) in kept.items() if k not in own)
 
-# %% ../../nbs/engine/30_fast.ipynb #f010
-@lru_cache
-def doubling_matrix(
-    n:int # Voxels along an axis
-) -> Tensor: # (2n,n)
-    "The matrix that interpolates to twice as many voxels, by voxel centres"
-    near = torch.arange(n).repeat_interleave(2)
-    beside = (near + torch.tensor([-1,1]).repeat(n)).clamp(0, n-1)
-    return .75*torch.eye(n)[near] + .25*torch.eye(n)[beside]               # eq. (4)
-
-def _along(u, x, d, out=None): # Multiplies axis d of (B,D,H,W,C) with a matrix
-    before,after = x.shape[:d], x.shape[d+1:]
-    if out is not None: out = out.view(prod(before), len(u), prod(after))
-    y = torch.matmul(u.to(x), x.reshape(prod(before), -1, prod(after)), out=out)
-    return y.view(*before, len(u), *after)
-
-# %% ../../nbs/engine/30_fast.ipynb #a091
-class DoubleSize(Function):
-    "Products with the matrices of `doubling_matrix`, for channels that lie side by side in memory"
-    @staticmethod
-    def forward(ctx, x):
-        shape = *x.shape[:2], *(2*n for n in x.shape[2:])
-        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last_3d)
-        x = x.movedim(1, -1)                                               # (B,D,H,W,C), the order in memory
-        for d in (3,2): x = _along(doubling_matrix(x.shape[d]), x, d)
-        _along(doubling_matrix(x.shape[1]), x, 1, out=y.movedim(1, -1))
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        g = g.movedim(1, -1)
-        for d in (1,2,3): g = _along(doubling_matrix(g.shape[d]//2).T, g, d)
-        return g.movedim(-1, 1)
-
-# %% ../../nbs/engine/30_fast.ipynb #a091b
-def double_size(
-    x:Tensor # (B,C,D,H,W)
-) -> Tensor: # (B,C,2D,2H,2W)
-    "Trilinear interpolation to twice the size, in the precision of x (autocast on a CPU takes float32)"
-    with _without_autocast():
-        if is_channels_last(x) and not x.is_contiguous(): return DoubleSize.apply(x)
-        return F.interpolate(x, scale_factor=2, mode='trilinear', align_corners=False)
-
-# %% ../../nbs/engine/30_fast.ipynb #a091c
-class FastUpsample(Upsample):
-    "`Upsample` as products of matrices"
-    def forward(self, x): return double_size(x)
-
-FAST.append(FastUpsample)
-
-# %% ../../nbs/engine/30_fast.ipynb #f011
-def _spread(alpha, s): # (B,1,D,H,W) -> the same for each channel, where that is quicker
-    if not is_unvectorized(s): return alpha
-    return alpha.expand_as(s).contiguous(memory_format=torch.channels_last_3d)
-
-def _sum_channels(x): # (B,C,D,H,W) -> (B,1,D,H,W)
-    return conv1x1x1(x, x.new_ones(1, x.shape[1], 1, 1, 1)) if is_unvectorized(x) else x.sum(1, keepdim=True)
-
-class ScaleByMap(Function):
-    "Channels times a map; what is kept of the map has one channel"
-    @staticmethod
-    def forward(ctx, s, alpha):
-        ctx.save_for_backward(s, alpha)
-        return s*_spread(alpha, s)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        s,alpha = ctx.saved_tensors
-        return g*_spread(alpha, s), _sum_channels(g*s)
-
-# %% ../../nbs/engine/30_fast.ipynb #a099
-def scale_by_map(
-    s:Tensor,    # Boundary features (B,C,D,H,W)
-    alpha:Tensor # Map (B,1,D,H,W)
-) -> Tensor: # (B,C,D,H,W)
-    "Channels times a map"
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled(): return s*_spread(alpha, s)
-    return ScaleByMap.apply(s, alpha)
-
-# %% ../../nbs/engine/30_fast.ipynb #a100
-class FastGate(AttentionGate):
-    "`AttentionGate` whose product keeps one channel of the map"
-    def forward(self, s, m):
-        fused = F.relu(_add(self.conv_s(s), self.conv_m(m), self.conv_s), inplace=True)
-        alpha = torch.sigmoid(self.to_map(fused))
-        return scale_by_map(s, alpha), alpha
-
-FAST.append(FastGate)
-
-# %% ../../nbs/engine/30_fast.ipynb #f012
-class FastDecoder(Decoder):
-    "`Decoder` that adds in place"
-    def forward(self, outs):
-        x = outs[-1]
-        for half,level,skip in zip(self.halves, self.levels, reversed(outs[:-1])):
-            x = level(_add(self.upsample(half(x)), skip, self.upsample))
-        return x
-
-FAST.append(FastDecoder)
-
 # %% ../../nbs/engine/30_fast.ipynb #a110
 class FastBoundaryStream(BoundaryStream):
-    "`BoundaryStream` that mixes the bottom's channels before it is upsampled"
-    def _start(self, bottom, level):
-        narrow,block = self.start
-        if type(narrow) is not FastConv1 or _has_hooks(self.start, narrow, self.upsample):
-            return self.start(torch.cat([self.upsample(bottom), level], 1))
-        w,n = narrow.weight, bottom.shape[1]                                # (64,192,1,1,1), 128
-        s = self.upsample(conv1x1x1(bottom, w[:,:n]))
-        return block(_add(s, conv1x1x1(level, w[:,n:]), narrow))            # (B,64,D/4,H/4,W/4)
-
+    "`BoundaryStream` whose head keeps only the features before its normalisation"
     def forward(self, outs):
-        s,maps = self._start(outs[-1], outs[-2]), []
+        s,maps = self.start(torch.cat([self.upsample(outs[-1]), outs[-2]], 1)), []
         for i,(gate,m) in enumerate(zip(self.gates, reversed(outs[:-1]))):
             if i: s = self.upsample(self.steps[i-1](s))
             s,alpha = gate(s, m)
