@@ -13,6 +13,17 @@ from torch import nn, Tensor
 from ..core import *
 from ..data.volume import *
 
+# %% ../../nbs/book/10_losses.ipynb #5cd678d0
+def _wide(x): return x.to(torch.promote_types(x.dtype, torch.float32))   # float32; float64 stays
+
+def _check_masks(logits, targ):
+    if targ.shape != logits.shape:
+        raise ValueError(f'the masks have the shape {tuple(targ.shape)}, the logits {tuple(logits.shape)}: '
+                         'make masks (B,2,D,H,W) of labels (B,D,H,W) with to_channels')
+    if targ.dtype != torch.bool and targ.numel() and not (0 <= targ.min() and targ.max() <= 1):
+        raise ValueError(f'the masks have values from {targ.min():g} to {targ.max():g}, '
+                         'but must lie between 0 and 1: compare with the label first, such as labels == 2')
+
 # %% ../../nbs/book/10_losses.ipynb #c012
 def dice_loss(
     logits:Tensor,   # Before the sigmoid (B,C,D,H,W), any float dtype
@@ -26,16 +37,6 @@ def dice_loss(
     sums = torch.stack([(y*p).sum(dims), (y**2).sum(dims) + (p**2).sum(dims)])   # (2,C)
     overlap,sizes = pool(sums) if pool else sums
     return (1 - 2*overlap/(sizes + eps)).mean()                                  # the paper's eq. 1
-
-def _wide(x): return x.to(torch.promote_types(x.dtype, torch.float32))   # float32; float64 stays
-
-def _check_masks(logits, targ):
-    if targ.shape != logits.shape:
-        raise ValueError(f'the masks have the shape {tuple(targ.shape)}, the logits {tuple(logits.shape)}: '
-                         'make masks (B,2,D,H,W) of labels (B,D,H,W) with to_channels')
-    if targ.dtype != torch.bool and targ.numel() and not (0 <= targ.min() and targ.max() <= 1):
-        raise ValueError(f'the masks have values from {targ.min():g} to {targ.max():g}, '
-                         'but must lie between 0 and 1: compare with the label first, such as labels == 2')
 
 # %% ../../nbs/book/10_losses.ipynb #c013
 def sobel(
@@ -69,7 +70,7 @@ def edge_target(
         raise ValueError(f'the masks are {masks.dtype}, but must be bool: make them with to_channels')
     if width < 1: raise ValueError(f'the width is {width}, but must be at least 1')
     d,h,w = sobel(masks.to(torch.int8))
-    edge = (d | h | w) != 0
+    edge = (d | h | w) != 0      # a sum of squares is above 0 where one of them is not 0
     if width == 1: return edge
     return F.max_pool3d(edge.float(), 2*width-1, 1, width-1) > 0
 
