@@ -224,7 +224,8 @@ def imported(root):
     nodes = [n for t in trees for n in ast.walk(t)]
     names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
-    return {o.split('.')[0] for o in names} - set(sys.stdlib_module_names) - {'kits_nb'}
+    names = {o.split('.')[0] for o in names} - set(sys.stdlib_module_names) - {'kits_nb'}
+    return {dict(PIL='pillow', IPython='ipython').get(o, o) for o in names}
 
 
 def requirements(root):
