@@ -27,8 +27,8 @@ from ..network.saving import *
 from .windows import *
 from .slabs import *
 from .predict import *
-_all_ = ['AIR', 'window_at', 'to_spacing', 'labels_on', 'PredictConfig', 'device_of', 'common_meta', 'predict_maps',
-         'predict_volume', 'segment', 'memory_bound']
+_all_ = ['AIR', 'window_at', 'to_spacing', 'labels_on', 'PredictConfig', 'device_of', 'common_meta',
+         'predict_maps', 'predict_volume', 'segment', 'memory_bound']
 
 # %% ../../nbs/engine/52_cases.ipynb #c052
 def model_folders(
@@ -38,8 +38,8 @@ def model_folders(
     if isinstance(paths, (list, tuple)): return [o for p in paths for o in model_folders(p)]
     path = Path(paths)
     if path.is_file():
-        raise CaseError('this is a file', 'the folder of a model', 'the model comes first, then the scan or the folder '
-                        'of scans, then the folder of predictions', path=path)
+        raise CaseError('this is a file', 'the folder of a model', 'the model comes first, then the scan or '
+                        'the folder of scans, then the folder of predictions', path=path)
     found = [path] if (path/'config.json').is_file() else sorted(o.parent for o in path.glob('*/config.json'))
     if not found:
         raise CaseError('there is no model in this folder' if path.is_dir() else 'there is no such folder',
@@ -51,7 +51,7 @@ def model_folders(
 def load_models(
     paths:Path|str|list, # A run folder, a folder of run folders, or a list of either
     device='cpu'         # Torch device
-) -> list: # Networks in eval mode with `.meta`; raises `CaseError` for missing or damaged models and for different spacings
+) -> list: # Networks in eval mode with `.meta`; raises `CaseError` if one is damaged or of another spacing
     "Load the models of an ensemble"
     models = [load_model(o, device) for o in model_folders(paths)]
     common_meta(models)
@@ -64,17 +64,19 @@ def prediction_path(
     name:str='labels' # 'uncertainty', 'kidney' or 'tumor' for the other maps
 ) -> Path: # Its label file, or the file of another map
     "The official name of a prediction"
-    return Path(out)/f'prediction_{case_id.removeprefix("case_")}{"" if name == "labels" else "_" + name}.nii.gz'
+    suffix = '' if name == 'labels' else f'_{name}'
+    return Path(out)/f'prediction_{case_id.removeprefix("case_")}{suffix}.nii.gz'
 
 # %% ../../nbs/engine/52_cases.ipynb #m006
 def load_case(
     models:list,  # From `load_models`
     case:Case,    # With a CT
     slab:int=8    # Slices at a time
-) -> tuple: # (int16 HU on the models' grid, `grid_of` the scan); raises `CaseError` for a scan that cannot be read
+) -> tuple: # (int16 HU on the models' grid, `grid_of` the scan); raises `CaseError` for an unreadable scan
     "What the network needs of a case"
     if case.ct is None:
-        raise CaseError('the case has no CT', fix='download its imaging.nii.gz, or leave the case out', case=case.id)
+        raise CaseError('the case has no CT', fix='download its imaging.nii.gz, or leave the case out',
+                        case=case.id)
     ct = read_scan(case.ct, contiguous=False)
     return to_spacing(ct, common_meta(models)[0], slab), grid_of(ct)
 
@@ -87,7 +89,7 @@ def save_case(
     "Write the maps of a case, the labels last"
     for name in sorted(maps, key='labels'.__eq__):
         path = prediction_path(out, case.id, name)
-        for left in path.parent.glob(f'.{path.name}-*'): shutil.rmtree(left)      # of a process that was killed while writing
+        for left in path.parent.glob(f'.{path.name}-*'): shutil.rmtree(left)      # of a killed process
         write_volume(path, maps[name], SCALES.get(name))
     return path
 
@@ -116,7 +118,8 @@ def describe_model(
 def _claim(out, models, cfg, clean, overwrite):
     "Write predictions.json, or check the one that is there"
     path = Path(out)/'predictions.json'
-    made = dict(settings=cfg.to_dict(), cleaning=clean and clean.to_dict(), models=[describe_model(o) for o in models])
+    made = dict(settings=cfg.to_dict(), cleaning=clean and clean.to_dict(),
+                models=[describe_model(o) for o in models])
     made = json.loads(json.dumps(made))
     if path.exists() and not overwrite:
         old = load_json(path)
@@ -132,7 +135,7 @@ def pipeline(
     items:list,      # Anything
     read,            # Called with an item, in a thread while the one before it is worked on
     work,            # Called with an item and what `read` returned
-    write,           # Called with an item and what `work` returned, in a thread while the next one is worked on
+    write,           # Called with an item and what `work` returned, in a thread while the next is worked on
     ahead:bool=True  # Use the threads? Otherwise one thing after the other
 ): # Yields (item, seconds since the last one, exception or None), in order
     "Three stages, side by side"
@@ -173,9 +176,9 @@ def predict_folder(
     cfg:PredictConfig=PredictConfig(), # Settings
     echo=None,                         # Gets one line per case
     overwrite:bool=False,              # Predict again what is there already?
-    ahead:bool=True,                   # Read the next case and write the last in the background? Takes memory for two more
-    clean:Config|None=None             # Called with each label map before it is written, such as a `CleanConfig`
-) -> Outcome: # With a `CaseError` for each case that failed; raises `CaseError` if `out` holds other predictions
+    ahead:bool=True,                   # Read the next and write the last case in the background? Takes memory
+    clean:Config|None=None             # Called with each label map before it is written: a `CleanConfig`
+) -> Outcome: # With a `CaseError` for each failed case; raises `CaseError` if `out` holds other predictions
     "Segment many cases; one that fails does not stop the others"
     window_of(models, cfg)
     _claim(out, models, cfg, clean, overwrite)
@@ -187,12 +190,14 @@ def predict_folder(
     for case,seconds,error in pipeline(todo, read, work, write, ahead):
         if error is None: outcome.done.append(case.id)
         else: outcome.failed.append(_of_case(error, case))
-        if echo: echo(f'{case.id}: ' + (f'done in {seconds:.1f} s' if error is None else f'FAILED, {outcome.failed[-1].found}'))
+        what = f'done in {seconds:.1f} s' if error is None else f'FAILED, {outcome.failed[-1].found}'
+        if echo: echo(f'{case.id}: {what}')
     return outcome
 
 def _of_case(e, case):
-    "Any exception as a `CaseError` that names its case; what is no `CaseError` keeps its traceback as the cause"
-    if isinstance(e, CaseError): return e if e.case else CaseError(e.found, e.expected, e.fix, case.id, e.path)
+    "Any exception as a `CaseError` that names its case; the original is kept as its cause"
+    if isinstance(e, CaseError):
+        return e if e.case else CaseError(e.found, e.expected, e.fix, case.id, e.path)
     known = isinstance(e, (OSError, RuntimeError, MemoryError))
     fix = '' if known else 'this looks like a mistake in kits_nb: please report it with the scan\'s header'
     error = CaseError(f'the case could not be predicted ({type(e).__name__}: {e})', '', fix, case.id, case.ct)

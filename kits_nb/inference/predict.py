@@ -38,7 +38,7 @@ def mean_and_variance(
 @dataclass(frozen=True)
 class PredictConfig(Config):
     "How a scan is predicted"
-    window:tuple|None = None   # Size of a window (D,H,W), voxels of the working grid; None is the model's training crop
+    window:tuple|None = None   # Size of a window (D,H,W), voxels; None is the model's training crop
     overlap:float = .5         # Share of a window that the next one covers again
     tta:bool = True            # Mean over 8 flips?
     batch_size:int|None = None # Windows per forward pass; None is as many as 64³ voxels hold, at least 2
@@ -69,14 +69,15 @@ def _probabilities(net, precision, back):
 def make_predictor(
     models:list,                        # Networks whose first output is logits (B,2,D,H,W)
     cfg:PredictConfig=PredictConfig()   # Flips, precision, uncertainty
-) -> callable: # Windows in HU (B,1,D,H,W) -> probabilities (B,2,D,H,W) float32, or (B,4,D,H,W) with their variances
+) -> callable: # Windows in HU (B,1,D,H,W) -> probabilities (B,2,D,H,W), with their variances (B,4,D,H,W)
     "Mean of probabilities over models and flips"
     back = device_of(models[0])
     nets = [_probabilities(o, cfg.precision, back) for o in models]
     def predict(hu):
         with torch.inference_mode():
             predictions = flipped_predictions(nets, normalize_hu(hu.to(back)), FLIPS if cfg.tta else [()])
-            return torch.cat(mean_and_variance(predictions), 1) if cfg.uncertainty else mean_prediction(predictions)
+            if not cfg.uncertainty: return mean_prediction(predictions)
+            return torch.cat(mean_and_variance(predictions), 1)
     return predict
 
 # %% ../../nbs/engine/51_predict.ipynb #nad90
@@ -87,7 +88,8 @@ def common_meta(
     if not models: raise CaseError('there is no model to predict with', fix='name a run folder')
     spacings = [tuple(float(v) for v in o.meta['spacing']) for o in models]
     if len(set(spacings)) > 1:
-        raise CaseError(f'the models work at different spacings: {" and ".join(map(str, sorted(set(spacings))))} mm',
+        different = ' and '.join(map(str, sorted(set(spacings))))
+        raise CaseError(f'the models work at different spacings: {different} mm',
                         fix='predict with each group on its own, or train them on one prepared folder')
     return spacings[0], tuple(max(v) for v in zip(*(o.meta['window'] for o in models)))
 
@@ -95,7 +97,7 @@ def common_meta(
 def window_of(
     models:list,                        # Networks with `.meta`
     cfg:PredictConfig=PredictConfig()   # Settings
-) -> tuple: # Window (D,H,W); raises `CaseError` for one that the networks cannot take, and for an overlap of 1 or more
+) -> tuple: # Window (D,H,W); raises `CaseError` for one that does not fit, and for an overlap of 1 or more
     "The window to predict with"
     window = tuple(cfg.window or common_meta(models)[1])
     step = max(2**(len(o.cfg.blocks_down)-1) if hasattr(o, 'cfg') else 1 for o in models)
@@ -103,7 +105,8 @@ def window_of(
         fit = tuple(max(step, round(n/step)*step) for n in window)
         raise CaseError(f'the window is {window} voxels', f'sizes that are divisible by {step}', f'try {fit}')
     if not 0 <= cfg.overlap < 1:
-        raise CaseError(f'the overlap is {cfg.overlap}', 'a share of the window, from 0 to less than 1', 'try 0.5')
+        raise CaseError(f'the overlap is {cfg.overlap}', 'a share of the window, from 0 to less than 1',
+                        'try 0.5')
     return window
 
 # %% ../../nbs/engine/51_predict.ipynb #p011
@@ -151,7 +154,7 @@ def predict_maps(
     models:list,                      # Networks with `.meta`, from `load_models`
     ct:Volume,                        # int16 HU on any grid
     cfg:PredictConfig=PredictConfig() # Settings; `uncertainty` and `probabilities` ask for more maps
-) -> dict: # 'labels' and, if asked for, 'uncertainty', 'kidney' and 'tumor' (steps of `SCALES`) -> uint8 Volume
+) -> dict: # 'labels', and 'uncertainty', 'kidney', 'tumor' if asked for -> uint8 Volume in steps of `SCALES`
     "Segment a scan: labels and other maps on its own grid"
     return segment(models, to_spacing(ct, common_meta(models)[0], cfg.slab), grid_of(ct), cfg)
 
@@ -164,7 +167,8 @@ def predict_volume(
     "Segment a scan and keep the probabilities of the working grid"
     if cfg.uncertainty:
         raise CaseError('predict_volume gives probabilities and labels, but no map of the uncertainty',
-                        fix="call predict_maps, whose result has it as 'uncertainty', or leave the setting out")
+                        fix="call predict_maps, whose result has it as 'uncertainty', "
+                            'or leave the setting out')
     work = to_spacing(ct, common_meta(models)[0], cfg.slab)
     x = to_tensor(work.data)[None].to(device_of(models[0]))
     prob = join_slabs(_slabs(models, x, cfg), work.shape[0])

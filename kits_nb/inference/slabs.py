@@ -65,7 +65,8 @@ def _take_slices(x, i, last):
 def _between(y, a, b, w, size):
     "Slices between slices (C,needed,H,W) -> (C,slices,*size); the axis that grows more comes last"
     a,b,w = (o.to(y.device) for o in (a, b, w[:,None,None]))
-    def in_plane(v): return v if v.shape[2:] == size else F.interpolate(v, size, mode='bilinear', align_corners=False)
+    def in_plane(v):
+        return v if v.shape[2:] == size else F.interpolate(v, size, mode='bilinear', align_corners=False)
     def along(v): return v[:,a].lerp_(v[:,b], w)
     return along(in_plane(y)) if y.shape[1] < len(w) else in_plane(along(y))
 
@@ -182,12 +183,13 @@ def sliding_slabs(
     fill:float=-1.,      # Value of `x` outside of the volume
     channels:int=2,      # Outputs of `predict`
     box:tuple=None       # Slices (D,H,W) to be covered; the whole volume by default
-): # Yields (slice of the first axis, float32 (channels,slices,H,W)), in order; the tensor is used again after that
+): # Yields (slice of the first axis, float32 (channels,slices,H,W)), in order; the tensor is used again
     "Gaussian-weighted mean of overlapping windows, from the first slice to the last"
     shape = x.shape[1:]
     starts = _starts_in(box or [slice(0, n) for n in shape], window, overlap)
     weight = window_weights(window).to(x.device)
-    iz,iy,ix = (_inverse(weight_sum(n, s, gaussian_weights(w))).to(x.device) for n,s,w in zip(shape, starts, window))
+    sums = [weight_sum(n, s, gaussian_weights(w)) for n,s,w in zip(shape, starts, window)]
+    iz,iy,ix = (_inverse(o).to(x.device) for o in sums)
     ring = torch.zeros(channels, min(window[0], shape[0]), *shape[1:], device=x.device)
     def final(a, b):
         for s,place in ring_pieces(max(a,0), b, ring.shape[1]):
@@ -227,7 +229,8 @@ def body_box(
         part = hu[z:z+slab]
         rows.append(part.amax((1,2)))
         torch.maximum(flat, part.amax(0), out=flat)
-    found = [torch.nonzero(o > BODY).flatten().tolist() for o in (torch.cat(rows), flat.amax(1), flat.amax(0))]
+    densest = (torch.cat(rows), flat.amax(1), flat.amax(0))              # of each slice, row and column
+    found = [torch.nonzero(o > BODY).flatten().tolist() for o in densest]
     return tuple(slice(o[0], o[-1]+1) for o in found) if found[0] else None
 
 # %% ../../nbs/engine/50_slabs.ipynb #s026
