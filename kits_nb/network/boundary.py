@@ -17,10 +17,10 @@ from .blocks import *
 
 # %% ../../nbs/book/08_boundary.ipynb #c012
 class AttentionGate(nn.Module):
-    "Scale the boundary features, voxel by voxel, by a map made from both streams"
+    "Scale the boundary features, voxel by voxel, by a map made from them and the encoder's"
     def __init__(self,
         ns:int, # Channels of the boundary stream
-        nm:int  # Channels of the main stream
+        nm:int  # Channels of the encoder at this resolution
     ):
         super().__init__()
         self.conv_s,self.conv_m = conv3(ns, ns), conv3(nm, ns)
@@ -28,7 +28,7 @@ class AttentionGate(nn.Module):
 
     def forward(self,
         s:Tensor, # Boundary features (B,ns,D,H,W)
-        m:Tensor  # Main stream features (B,nm,D,H,W)
+        m:Tensor  # Features of the encoder (B,nm,D,H,W)
     ) -> tuple: # (gated boundary features (B,ns,D,H,W), map (B,1,D,H,W) in (0,1))
         fused = F.relu(self.conv_s(s) + self.conv_m(m))     # (B,ns,D,H,W)
         alpha = torch.sigmoid(self.to_map(fused))           # (B,1,D,H,W)
@@ -58,7 +58,7 @@ class BoundaryStream(nn.Module):
         s = self.start(torch.cat([self.upsample(outs[-1]), outs[-2]], 1))   # (B,64,D/4,H/4,W/4)
         maps = []
         for i,(gate,m) in enumerate(zip(self.gates, reversed(outs[:-1]))):
-            if i: s = self.upsample(self.steps[i-1](s))     # channels halve, sides double
+            if i: s = self.upsample(self.steps[i-1](s))     # channels halve, resolution doubles
             s,alpha = gate(s, m)
             maps.append(alpha)
         return self.head(F.relu(self.norm(s))), maps        # (B,no,D,H,W)
