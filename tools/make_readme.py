@@ -25,7 +25,7 @@ def output_file(name):
 def relink(text, root):
     "Links to pages lead to the site; pictures are found from the top of the source tree"
     def page(m): return f']({site_url(root)}/{output_file(m[1])}{m[2] or ""})'
-    text = re.sub(r'(\]\([^)\s]*\))\{\.[^}]*\}', r'\1', text)          # a link's classes, such as those of a button
+    text = re.sub(r'(\]\([^)\s]*\))\{\.[^}]*\}', r'\1', text)      # the classes of a link, such as a button's
     text = re.sub(r'\]\((?!https?:)([\w./-]+\.(?:ipynb|qmd))(#[\w-]+)?\)', page, text)
     return re.sub(r'(!\[[^\]]*\]\()(?!https?:)(images/[^)]+\))(?:\{[^}]*\})?', r'\1nbs/\2', text)
 
