@@ -9,6 +9,7 @@ __all__ = ['SCALES', 'mean_and_variance', 'PredictConfig', 'device_of', 'make_pr
            'segment', 'predict_maps', 'predict_volume', 'memory_bound']
 
 # %% ../../nbs/engine/51_predict.ipynb #nf2c9
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 import numpy as np, torch
@@ -69,7 +70,7 @@ def _probabilities(net, precision, back):
 def make_predictor(
     models:list,                        # Networks whose first output is logits (B,2,D,H,W)
     cfg:PredictConfig=PredictConfig()   # Flips, precision, uncertainty
-) -> callable: # Windows in HU (B,1,D,H,W) -> probabilities (B,2,D,H,W), with their variances (B,4,D,H,W)
+) -> Callable: # Windows in HU (B,1,D,H,W) -> probabilities (B,2,D,H,W), with their variances (B,4,D,H,W)
     "Mean of probabilities over models and flips"
     back = device_of(models[0])
     nets = [_probabilities(o, cfg.precision, back) for o in models]

@@ -10,6 +10,7 @@ __all__ = ['AIR', 'BODY', 'neighbour_slices', 'resample_stream', 'resample_slabs
            'only_air']
 
 # %% ../../nbs/engine/50_slabs.ipynb #n11b9
+from collections.abc import Callable
 from itertools import product
 import numpy as np, torch
 import torch.nn.functional as F
@@ -174,12 +175,12 @@ def _starts_in(box, window, overlap):
 
 # %% ../../nbs/engine/50_slabs.ipynb #n8843
 def sliding_slabs(
-    predict:callable,    # (B,C,*window) -> (B,channels,*window)
+    predict:Callable,    # (B,C,*window) -> (B,channels,*window)
     x:Tensor,            # Volume (C,D,H,W), any dtype that `predict` takes
     window:tuple,        # Size of a window (D,H,W)
     overlap:float=.5,    # Share of a window that the next one covers again
     batch_size:int=1,    # Windows per call of `predict`
-    skip:callable=None,  # (C,*window) -> True for a window whose prediction is 0 without the network
+    skip:Callable=None,  # (C,*window) -> True for a window whose prediction is 0 without the network
     fill:float=-1.,      # Value of `x` outside of the volume
     channels:int=2,      # Outputs of `predict`
     box:tuple=None       # Slices (D,H,W) to be covered; the whole volume by default
