@@ -16,7 +16,7 @@ import argparse, csv, importlib, statistics, sys, time, types
 from contextlib import contextmanager
 from pathlib import Path
 import torch, torch.nn.functional as F
-from measure import Worker, commit_of, cpu_name, machine, serve
+from measure import batch, Worker, commit_of, cpu_name, machine, serve
 from kits_nb.network import fast
 from kits_nb.network.device import keep_memory, place, training_dtype
 from kits_nb.network.model import BoundaryNet, PRESETS
@@ -91,17 +91,6 @@ def losses_of(folder):
     package.__path__ = [str(Path(folder) / 'kits_nb')]
     sys.modules['kits_nb_before'] = package
     return importlib.import_module('kits_nb_before.losses').BoundaryLoss
-
-
-def batch(n, bs):
-    "Noise, and a box of kidney with a box of tumor in it"
-    g = torch.Generator().manual_seed(0)
-    x, lab = torch.randn(bs, 1, n, n, n, generator=g).clamp(-1, 1), torch.zeros(
-        bs, n, n, n, dtype=torch.uint8
-    )
-    lab[:, n // 4 : n // 2, n // 4 : n // 2, n // 4 : 3 * n // 4] = 1
-    lab[:, n // 3 : n // 2, n // 3 : n // 2, n // 3 : n // 2] = 2
-    return x, lab
 
 
 def make_step(args, name):

@@ -102,3 +102,15 @@ def machine(*names):
         f'{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {versions("torch", *names)}; '
         f'commit {commit_of(Path(__file__).parent)}'
     )
+
+
+def batch(n, bs, device='cpu'):
+    "A training batch: noise, and a box of kidney with a box of tumor in it"
+    import torch
+
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(bs, 1, n, n, n, generator=g).clamp(-1, 1)
+    labels = torch.zeros(bs, n, n, n, dtype=torch.uint8)
+    labels[:, n // 4 : n // 2, n // 4 : n // 2, n // 4 : 3 * n // 4] = 1
+    labels[:, n // 3 : n // 2, n // 3 : n // 2, n // 3 : n // 2] = 2
+    return x.to(device), labels.to(device)

@@ -19,7 +19,7 @@ import argparse, json, os, platform, statistics, time
 from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from measure import Worker, commit_of, serve, status, versions
+from measure import batch, Worker, commit_of, serve, status, versions
 
 SIZES = dict(paper='64,96', tiny='32')
 
@@ -59,17 +59,6 @@ def parse():
     args = p.parse_args()
     args.sizes = args.sizes or SIZES[args.preset]
     return args
-
-
-def batch(n, bs, device):
-    "Noise, and a box of kidney with a box of tumor in it"
-    g = torch.Generator().manual_seed(0)
-    x, lab = torch.randn(bs, 1, n, n, n, generator=g).clamp(-1, 1), torch.zeros(
-        bs, n, n, n, dtype=torch.uint8
-    )
-    lab[:, n // 4 : n // 2, n // 4 : n // 2, n // 4 : 3 * n // 4] = 1
-    lab[:, n // 3 : n // 2, n // 3 : n // 2, n // 3 : n // 2] = 2
-    return x.to(device), lab.to(device)
 
 
 def autocast(args, precision):
