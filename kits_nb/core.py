@@ -14,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import isfinite
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -144,15 +145,35 @@ class Config:
     def from_dict(cls,
         d:dict,          # Setting -> value; lists become tuples
         path:Path|str='' # Where it was read from, for the error message
-    ) -> 'Config': # Raises `CaseError` on a setting this class does not have
+    ) -> 'Config': # Raises `CaseError` on a setting this class does not have, or on a value of another type
+        if not isinstance(d, dict): raise CaseError('the file holds no settings', fix='restore it', path=path)
         known = {f.name for f in fields(cls)}
         if extra := set(d) - known:
             names = ', '.join(sorted(extra))
             raise CaseError(f'unknown settings {names}', f'only {", ".join(sorted(known))}',
                             'remove them, or use the version of kits_nb that wrote them', path=path)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.items()})
+        d = {k: tuple(v) if isinstance(v, list) else v for k,v in d.items()}
+        for f in fields(cls): _check_setting(f, d.get(f.name, f.default), path)
+        return cls(**d)
 
     def replace(self, **kwargs) -> 'Config': return replace(self, **kwargs)
+
+# %% ../nbs/engine/20_core.ipynb #n8f4dfb
+_KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a word', tuple: 'a list of numbers'}
+
+def _is(v, kind):
+    "Is a value from a file of the type that a setting has?"
+    if v is None: return kind is type(None)
+    if kind is float: return type(v) in (int, float) and isfinite(v)
+    if kind is tuple: return type(v) is tuple and len(v) <= 64 and all(_is(o, float) for o in v)
+    return type(v) is kind and (kind is not str or len(v) <= 1000)
+
+def _check_setting(f, value, path):
+    "Raise `CaseError` for a value of another type than the setting's"
+    kinds = getattr(f.type, '__args__', (f.type,))           # int|None is a union
+    if any(_is(value, o) for o in kinds) or not set(kinds) <= {*_KINDS, type(None)}: return
+    expected = _KINDS[kinds[0]]
+    raise CaseError(f'the setting {f.name} is {str(value)[:60]!r}', expected, 'restore the file', path=path)
 
 # %% ../nbs/engine/20_core.ipynb #c020
 def save_json(
@@ -160,16 +181,23 @@ def save_json(
     data           # Anything that JSON can hold
 ):
     "Write `data` as readable JSON, atomically"
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(data, indent=2) + '\n')
+    with atomic_path(path) as tmp: tmp.write_text(json.dumps(data, indent=2) + '\n', encoding='utf8')
 
 # %% ../nbs/engine/20_core.ipynb #n2026
 def load_json(
-    path:Path|str # File to read
+    path:Path|str,    # File to read
+    most:int=2**26    # Bytes that it may have
 ): # What it holds; raises `CaseError` where the file is missing or broken
     "Read JSON"
-    try: return json.loads(Path(path).read_text())
+    path = Path(path)
+    try:
+        if (n := path.stat().st_size) > most:
+            raise CaseError(f'the file has {n} bytes', f'{most} at most', 'restore or rewrite it', path=path)
+        return json.loads(path.read_text(encoding='utf8'))
     except FileNotFoundError:
         raise CaseError('there is no such file', fix='check the folder you named', path=path) from None
+    except OSError as e: raise CaseError(f'the file cannot be read ({e.strerror or e})', path=path) from None
+    except RecursionError: raise CaseError('the file is nested too deeply', fix='restore it', path=path) from None
     except ValueError as e:
         raise CaseError(f'the file is not JSON ({e})', fix='restore or rewrite it', path=path) from None
 
