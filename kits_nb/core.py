@@ -74,6 +74,10 @@ _SYSTEM = {   # What the system reports -> what it means, and what to do
 _BY_NUMBER = {getattr(errno, o): v for k,v in _SYSTEM.items() for o in k.split() if hasattr(errno, o)}
 
 # %% ../nbs/engine/20_core.ipynb #t253135b
+def _other_words(e):
+    if 'written' in str(e): return f'the file could not be written to its end ({e})', 'is the disk full?'
+    return f'the system reports: {e.strerror or e}', ''
+
 def case_error(
     e:Exception,      # Anything that was raised
     case:str='',      # Case id, if it is known
@@ -83,10 +87,11 @@ def case_error(
     if isinstance(e, CaseError): out = e.of_case(case)
     elif isinstance(e, OSError):
         path = path or (e.filename if isinstance(e.filename, (str, os.PathLike)) else '')
-        found,fix = _BY_NUMBER.get(e.errno, (f'the system reports: {e.strerror or e}', ''))
+        found,fix = _BY_NUMBER.get(e.errno, _other_words(e))
         out = CaseError(found, fix=fix, case=case, path=path)
     elif isinstance(e, MemoryError):
-        out = CaseError('memory ran out', fix='close other programs, or use smaller settings', case=case, path=path)
+        fix = 'close other programs, or use smaller settings'
+        out = CaseError('memory ran out', fix=fix, case=case, path=path)
     else: out = CaseError(f'unexpected {type(e).__name__}: {e}', case=case, path=path)
     out.__cause__ = e
     return out
