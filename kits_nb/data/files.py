@@ -17,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 # %% ../../nbs/engine/23_files.ipynb #t011
 from ..core import *
 from .volume import *
+from .labels import *
 
 # %% ../../nbs/engine/23_files.ipynb #n2301
 _BROKEN = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, MemoryError,
@@ -164,16 +165,12 @@ def _to_hu(stored, facts):
 
 # %% ../../nbs/engine/23_files.ipynb #n2311
 def read_seg(
-    path:Path|str # NIfTI file
-) -> Volume: # uint8 labels 0, 1, 2; raises `CaseError` for other values
+    path:Path|str,       # NIfTI file
+    classes:str='kits19' # What its values mean: 'kits19', 'kits23', or pairs such as '1=kidney,2=tumor'
+) -> Volume: # uint8 labels 0, 1, 2 (and 3 for cysts); raises `CaseError` for values that are not named
     "Read a label map"
     vol = _read(path)
-    known = (vol.data == BACKGROUND) | (vol.data == KIDNEY) | (vol.data == TUMOR)
-    if not known.all():
-        values = np.unique(vol.data[~known])[:5].tolist()
-        raise CaseError(f'the file has label values {values}', 'only 0 (background), 1 (kidney), 2 (tumor)',
-                        'is this the label file? If it has more classes, map them to these three', path=path)
-    return vol.like(np.ascontiguousarray(vol.data, dtype=np.uint8))
+    return vol.like(np.ascontiguousarray(map_labels(vol.data, classes, path)))
 
 # %% ../../nbs/engine/23_files.ipynb #c026
 def write_volume(
