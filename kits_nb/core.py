@@ -10,7 +10,7 @@ __all__ = ['BACKGROUND', 'KIDNEY', 'TUMOR', 'CYST', 'LABELS', 'CHANNELS', 'print
            'load_json', 'data_dir']
 
 # %% ../nbs/engine/20_core.ipynb #c003
-import errno, json, os, re, shutil, sys, tempfile
+import errno, json, os, re, shutil, sys, tempfile, threading, time
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -158,9 +158,15 @@ def sole_writer(
     finally: os.close(at)
 
 # %% ../nbs/engine/20_core.ipynb #ncd9d
-def _use_threads(n):
+def _begin(n, parent):
     import torch    # late: a command that needs none of it starts at once
     torch.set_num_threads(n)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+def _end_with(parent):
+    "End this process when the one that started it is gone"
+    while os.getppid() == parent: time.sleep(.3)
+    os._exit(1)
 
 def _check_main():
     "New processes import the script that started them: it must not start them again"
@@ -176,7 +182,8 @@ def worker_pool(
 ) -> ProcessPoolExecutor: # To be used in a `with`; raises `CaseError` in a script without a main guard
     "New processes that share the cores of this machine"
     _check_main()
-    return ProcessPoolExecutor(n, get_context('spawn'), _use_threads, (max(1, (os.cpu_count() or 1)//n),))
+    start = max(1, (os.cpu_count() or 1)//n), os.getpid()
+    return ProcessPoolExecutor(n, get_context('spawn'), _begin, start)
 
 # %% ../nbs/engine/20_core.ipynb #n2020
 def result_of(

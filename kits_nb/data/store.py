@@ -12,11 +12,14 @@ __all__ = ['STORES', 'PrepareConfig', 'resample_seg', 'blosc2_package', 'write_a
 import os, shutil, time
 from dataclasses import dataclass
 from functools import cached_property, partial
+from math import prod
 from pathlib import Path
 import numpy as np, torch
+from numpy.lib.format import open_memmap
 from fastcore.basics import patch
 from ..core import *
 from .volume import *
+from .labels import *
 from .kits19 import *
 
 # %% ../../nbs/engine/24_store.ipynb #c007
@@ -27,12 +30,16 @@ class PrepareConfig(Config):
     "The working grid, and how it is stored; raises `CaseError` for a store that does not exist"
     spacing:tuple = (1.,1.,1.)   # mm (D,H,W)
     store:str = 'npy'            # 'npy': plain; 'blosc2': compressed
+    classes:str = 'kits19'       # What the values of the label files mean, as in `read_seg`
 
     def __post_init__(self):
+        label_values(self.classes)
         if self.store in STORES: return
         raise CaseError(f'there is no store {self.store!r}', fix=f'choose one of {", ".join(STORES)}')
 
-    def __str__(self): return f'{"×".join(f"{o:g}" for o in self.spacing)} mm in {self.store} files'
+    def __str__(self):
+        mm,others = '×'.join(f'{o:g}' for o in self.spacing), self.classes != 'kits19'
+        return f'{mm} mm in {self.store} files' + (f' with the classes {self.classes}' if others else '')
 
 # %% ../../nbs/engine/24_store.ipynb #1b5d5d65
 def resample_seg(
@@ -42,7 +49,10 @@ def resample_seg(
     "Labels on another grid, through their masks' linear interpolation"
     def mask(m): return resample(m.astype(np.float32), shape) > .5 - 1e-6   # one half counts as inside
     fg = mask(seg.data > BACKGROUND).astype(np.uint8)
-    return fg + fg*mask(seg.data == TUMOR)
+    tumor = fg*mask(seg.data == TUMOR)
+    if not (seg.data == CYST).any(): return fg + tumor
+    mass = fg*mask(seg.data >= TUMOR)          # tumors and cysts
+    return fg + 2*mass - mass*tumor
 
 # %% ../../nbs/engine/24_store.ipynb #n0840
 def blosc2_package(): # The module; raises `CaseError` if it is not installed
@@ -68,15 +78,44 @@ def write_array(
     b.asarray(x, urlpath=str(path), chunks=(64,)*x.ndim, blocks=(32,)*x.ndim, cparams=how)
     return path
 
+# %% ../../nbs/engine/24_store.ipynb #nefec17
+_FRAME = b'b2frame\0'
+
+def _frame_layout(path):
+    "(shape, dtype) of a .b2nd file that holds a plain array; ValueError for anything else"
+    with open(path, 'rb') as f: head = f.read(4096)
+    if len(head) < 100 or head[2:10] != _FRAME: raise ValueError('it is no blosc2 file')
+    size,total = (int.from_bytes(head[a:b], 'big') for a,b in ((11, 15), (16, 24)))
+    if total != path.stat().st_size: raise ValueError(f'it should have {total} bytes')
+    layers = int.from_bytes(head[92:94], 'big')
+    if head[68] != 0xc2 or layers != 1 or head[94:99] != b'\xa4b2nd' or size > len(head):
+        raise ValueError('it holds more than an array, such as code that computes one')
+    at = int.from_bytes(head[100:104], 'big') + 5                        # past the length of the layer
+    return _array_layout(head[at:size])
+
+def _array_layout(layer):
+    "(shape, dtype) in the metalayer of an array: version, dimensions, shape, chunks, blocks, type"
+    if layer[:2] != b'\x97\x00' or not 1 <= (n := layer[2]) <= 8: raise ValueError('its array is unknown')
+    shape = tuple(int.from_bytes(layer[5+9*i:13+9*i], 'big') for i in range(n))
+    at = 4 + 9*n + 2*(1 + 5*n)                                           # past shape, chunks and blocks
+    if layer[at:at+2] != b'\x00\xdb': raise ValueError('the type of its numbers is unknown')
+    name = layer[at+6:at+6+int.from_bytes(layer[at+2:at+6], 'big')].decode('ascii')
+    if name not in ('<i2', '|u1'): raise ValueError(f'its numbers are of type {name[:16]!r}')
+    return shape, np.dtype(name)
+
 # %% ../../nbs/engine/24_store.ipynb #bf06b97a
 class PackedArray:
     "A compressed array that is sliced like a plain one: only the blocks that a slice touches are unpacked"
     def __init__(self,
-        path:Path # .b2nd file; raises what blosc2 raises for one it cannot open
+        path:Path # .b2nd file; raises ValueError unless it holds a plain array, and what blosc2 raises
     ):
-        self.path = path
-        self.array = blosc2_package().open(str(path), mode='r', mmap_mode='r', dparams=dict(nthreads=1))
+        self.path = path = Path(path).absolute()       # an absolute path is never taken for an address
+        layout = _frame_layout(path)
+        b = blosc2_package()
+        self.array = b.open(str(path), mode='r', mmap_mode='r', dparams=dict(nthreads=1))
+        if type(self.array) is not b.NDArray: raise ValueError('it holds no array')
         self.shape,self.dtype = self.array.shape, self.array.dtype
+        if layout != (self.shape, self.dtype): raise ValueError('it contradicts itself')
 
     def __getitem__(self, key): # ndarray; raises `CaseError` for a block that is damaged
         try: return self.array[key]
@@ -94,9 +133,10 @@ def prepare_case(
     cfg:PrepareConfig=PrepareConfig() # The working grid
 ) -> Path: # out/<case id>; raises `CaseError` for a case that cannot be used
     "Write one case at the working grid, all of it or nothing"
-    ct,seg = read_case(case)
+    folder = inside(out, case.id)
+    ct,seg = read_case(case, classes=cfg.classes)
     shape = resampled_shape(ct.shape, ct.spacing, cfg.spacing)
-    with atomic_path(Path(out)/case.id, folder=True) as tmp:
+    with atomic_path(folder, folder=True) as tmp:
         labels = resample_seg(seg, shape)
         write_array(tmp/'ct', resample(ct.data, shape), cfg.store)
         write_array(tmp/'seg', labels, cfg.store)
@@ -105,7 +145,7 @@ def prepare_case(
         for name,o in positions.items(): np.save(tmp/f'{name}.npy', o.astype(dtype))
         sizes = {o.name: o.stat().st_size for o in sorted(tmp.iterdir())}
         save_json(tmp/'case.json', _describe_case(case, ct, shape, positions, cfg.store, sizes))
-    return Path(out)/case.id
+    return folder
 
 def _describe_case(case, ct, shape, positions, store, sizes):
     "Both grids, and counts to check the files against"
@@ -116,14 +156,40 @@ def _describe_case(case, ct, shape, positions, store, sizes):
     return dict(id=case.id, store=store, shape=shape, spacing=spacing_of(affine), affine=affine.tolist(),
                 source=source, checks=checks)
 
+# %% ../../nbs/engine/24_store.ipynb #n730d82
+_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, TypeError, OverflowError, MemoryError, SyntaxError,
+               IndexError)
+_FILES = {f'{o}{s}' for o in ('ct', 'seg', *CHANNELS, 'cyst') for s in STORES.values()}
+
+def _is_count(v, most=2**40): return type(v) is int and 0 <= v <= most
+
+def _check_info(info, path):
+    "The description of a case, if it has the types and sizes that one can have"
+    def fail(what): raise CaseError(f'the description of the case is damaged ({what})',
+                                    fix='run kits-prepare again: it replaces this case', path=path)
+    if not isinstance(info, dict): fail('it is no dictionary')
+    id,shape,checks = info.get('id'), info.get('shape'), info.get('checks', {})
+    if type(id) is not str or id != path.parent.name: fail(f'its id is {str(id)[:60]!r}')
+    if type(shape) is not list or len(shape) != 3 or not all(_is_count(o, 10_000) and o for o in shape):
+        fail(f'its shape is {str(shape)[:60]}')
+    try: affine = np.array(info.get('affine'), dtype=float)
+    except (TypeError, ValueError): affine = np.zeros(0)
+    if affine.shape != (4,4) or not np.isfinite(affine).all() or not np.linalg.det(affine[:3,:3]):
+        fail('its affine is no invertible matrix')
+    if info.get('store', 'npy') not in STORES: fail(f'its store is {str(info["store"])[:60]!r}')
+    sizes = checks.get('bytes', {}) if isinstance(checks, dict) else None
+    if not isinstance(sizes, dict) or not set(sizes) <= _FILES or not all(map(_is_count, sizes.values())):
+        fail('its list of files')
+    return info
+
 # %% ../../nbs/engine/24_store.ipynb #c010
 class PreparedCase:
     "One case at the working grid, read where it is touched"
     def __init__(self,
-        folder:Path|str # out/<case id>; raises `CaseError` if its description is missing
+        folder:Path|str # out/<case id>; raises `CaseError` if its description is missing or makes no sense
     ):
         self.folder = Path(folder)
-        self.info = load_json(self.folder/'case.json')
+        self.info = _check_info(load_json(self.folder/'case.json'), self.folder/'case.json')
         self.id,self.shape = self.info['id'], tuple(self.info['shape'])
         self.affine = np.array(self.info['affine'])
         self.store = self.info.get('store', 'npy')     # the earliest caches knew no other
@@ -149,11 +215,15 @@ class PreparedCase:
 
     def _map(self, name, dtype=None, shape=None):
         path = self.folder/(name + (STORES[self.store] if shape else '.npy'))
-        try: a = PackedArray(path) if path.suffix == STORES['blosc2'] else np.load(path, mmap_mode='r')
-        except (OSError, ValueError, EOFError, RuntimeError) as e:
-            raise self._damaged(f'the file cannot be read ({e})', '', path) from None
+        if not path.is_file(): raise self._damaged('the file cannot be read (it is not there)', '', path)
+        try: a = PackedArray(path) if path.suffix == STORES['blosc2'] else open_memmap(path, mode='r')
+        except _UNREADABLE as e: raise self._damaged(f'the file cannot be read ({e})', '', path) from None
         if dtype and (a.dtype, a.shape) != (dtype, shape):
             raise self._damaged(f'the file holds {a.dtype} {a.shape}', f'{np.dtype(dtype)} {shape}', path)
+        if not dtype and (a.dtype not in (np.int32, np.int64) or a.ndim != 1):
+            raise self._damaged(f'the file holds {a.dtype} {a.shape}', 'a list of int32 or int64', path)
+        if not dtype and len(a) and not 0 <= a.min() <= a.max() < prod(self.shape):
+            raise self._damaged('the file names voxels outside of the volume', '', path)
         return a
 
 # %% ../../nbs/engine/24_store.ipynb #6e7e8b36
@@ -189,9 +259,12 @@ def prepare_folder(
     cases:list|None=None,              # Case ids; all by default
     n_workers:int=1,                   # Processes
     echo=None                          # Gets one line per case
-) -> Outcome: # Raises `CaseError` if `src` has no cases or lacks a named one, or if `out` has other settings
+) -> Outcome: # Raises `CaseError` if `src` has no cases or lacks a named one, or if `out` is used otherwise
     "Prepare the cases of a folder; those already there, and whole, are skipped"
     found = _choose_cases(src, cases)
+    with sole_writer(out): return _prepare(found, out, cfg, n_workers, echo)
+
+def _prepare(found, out, cfg, n_workers, echo):
     _check_settings(out, cfg)
     _remove_leftovers(out)
     todo,finished = partial(prepare_case, out=out, cfg=cfg), partial(_is_finished, out)
@@ -224,10 +297,9 @@ def _is_finished(out, case):
     try: return PreparedCase(Path(out)/case.id).check() is not None
     except CaseError: return False
 
-def _remove_leftovers(out, hours=1):
-    "Remove what killed processes left behind; a younger folder may be in use"
-    for o in Path(out).glob('.*-*'):
-        if time.time() - o.stat().st_mtime > 3600*hours: shutil.rmtree(o, ignore_errors=True)
+def _remove_leftovers(out):
+    "Remove what killed processes left behind"
+    for o in Path(out).glob('.*-*'): shutil.rmtree(o, ignore_errors=True)
 
 # %% ../../nbs/engine/24_store.ipynb #d2ac76bf
 def load_prepared(
