@@ -19,7 +19,6 @@ from numpy.lib.format import open_memmap
 from fastcore.basics import patch
 from ..core import *
 from .volume import *
-from .labels import *
 from .kits19 import *
 
 # %% ../../nbs/engine/24_store.ipynb #c007
@@ -30,16 +29,12 @@ class PrepareConfig(Config):
     "The working grid, and how it is stored; raises `CaseError` for a store that does not exist"
     spacing:tuple = (1.,1.,1.)   # mm (D,H,W)
     store:str = 'npy'            # 'npy': plain; 'blosc2': compressed
-    classes:str = 'kits19'       # What the values of the label files mean, as in `read_seg`
 
     def __post_init__(self):
-        label_values(self.classes)
         if self.store in STORES: return
         raise CaseError(f'there is no store {self.store!r}', fix=f'choose one of {", ".join(STORES)}')
 
-    def __str__(self):
-        mm,others = '×'.join(f'{o:g}' for o in self.spacing), self.classes != 'kits19'
-        return f'{mm} mm in {self.store} files' + (f' with the classes {self.classes}' if others else '')
+    def __str__(self): return f'{"×".join(f"{o:g}" for o in self.spacing)} mm in {self.store} files'
 
 # %% ../../nbs/engine/24_store.ipynb #1b5d5d65
 def resample_seg(
@@ -49,10 +44,7 @@ def resample_seg(
     "Labels on another grid, through their masks' linear interpolation"
     def mask(m): return resample(m.astype(np.float32), shape) > .5 - 1e-6   # one half counts as inside
     fg = mask(seg.data > BACKGROUND).astype(np.uint8)
-    tumor = fg*mask(seg.data == TUMOR)
-    if not (seg.data == CYST).any(): return fg + tumor
-    mass = fg*mask(seg.data >= TUMOR)          # tumors and cysts
-    return fg + 2*mass - mass*tumor
+    return fg + fg*mask(seg.data == TUMOR)
 
 # %% ../../nbs/engine/24_store.ipynb #n0840
 def blosc2_package(): # The module; raises `CaseError` if it is not installed
@@ -134,7 +126,7 @@ def prepare_case(
 ) -> Path: # out/<case id>; raises `CaseError` for a case that cannot be used
     "Write one case at the working grid, all of it or nothing"
     folder = inside(out, case.id)
-    ct,seg = read_case(case, classes=cfg.classes)
+    ct,seg = read_case(case)
     shape = resampled_shape(ct.shape, ct.spacing, cfg.spacing)
     with atomic_path(folder, folder=True) as tmp:
         labels = resample_seg(seg, shape)
@@ -169,7 +161,7 @@ def _check_info(info, path):
                                     fix='run kits-prepare again: it replaces this case', path=path)
     if not isinstance(info, dict): fail('it is no dictionary')
     id,shape,checks = info.get('id'), info.get('shape'), info.get('checks', {})
-    if type(id) is not str or id != path.parent.name: fail(f'its id is {str(id)[:60]!r}')
+    if type(id) is not str or id != path.absolute().parent.name: fail(f'its id is {str(id)[:60]!r}')
     if type(shape) is not list or len(shape) != 3 or not all(_is_count(o, 10_000) and o for o in shape):
         fail(f'its shape is {str(shape)[:60]}')
     try: affine = np.array(info.get('affine'), dtype=float)
