@@ -19,6 +19,7 @@ from numpy.lib.format import open_memmap
 from fastcore.basics import patch
 from ..core import *
 from .volume import *
+from .labels import *
 from .kits19 import *
 
 # %% ../../nbs/engine/24_store.ipynb #c007
@@ -29,12 +30,16 @@ class PrepareConfig(Config):
     "The working grid, and how it is stored; raises `CaseError` for a store that does not exist"
     spacing:tuple = (1.,1.,1.)   # mm (D,H,W)
     store:str = 'npy'            # 'npy': plain; 'blosc2': compressed
+    classes:str = 'kits19'       # What the values of the label files mean, as in `read_seg`
 
     def __post_init__(self):
+        label_values(self.classes)
         if self.store in STORES: return
         raise CaseError(f'there is no store {self.store!r}', fix=f'choose one of {", ".join(STORES)}')
 
-    def __str__(self): return f'{"×".join(f"{o:g}" for o in self.spacing)} mm in {self.store} files'
+    def __str__(self):
+        mm,others = '×'.join(f'{o:g}' for o in self.spacing), self.classes != 'kits19'
+        return f'{mm} mm in {self.store} files' + (f' with the classes {self.classes}' if others else '')
 
 # %% ../../nbs/engine/24_store.ipynb #1b5d5d65
 def resample_seg(
@@ -44,7 +49,10 @@ def resample_seg(
     "Labels on another grid, through their masks' linear interpolation"
     def mask(m): return resample(m.astype(np.float32), shape) > .5 - 1e-6   # one half counts as inside
     fg = mask(seg.data > BACKGROUND).astype(np.uint8)
-    return fg + fg*mask(seg.data == TUMOR)
+    tumor = fg*mask(seg.data == TUMOR)
+    if not (seg.data == CYST).any(): return fg + tumor
+    mass = fg*mask(seg.data >= TUMOR)          # tumors and cysts
+    return fg + 2*mass - mass*tumor
 
 # %% ../../nbs/engine/24_store.ipynb #n0840
 def blosc2_package(): # The module; raises `CaseError` if it is not installed
@@ -126,7 +134,7 @@ def prepare_case(
 ) -> Path: # out/<case id>; raises `CaseError` for a case that cannot be used
     "Write one case at the working grid, all of it or nothing"
     folder = inside(out, case.id)
-    ct,seg = read_case(case)
+    ct,seg = read_case(case, classes=cfg.classes)
     shape = resampled_shape(ct.shape, ct.spacing, cfg.spacing)
     with atomic_path(folder, folder=True) as tmp:
         labels = resample_seg(seg, shape)
