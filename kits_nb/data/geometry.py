@@ -117,7 +117,7 @@ def straighten(
     back = np.argsort(order)
     return out.transpose(back), new[:, [*back, 3]]
 
-# %% ../../nbs/engine/27_geometry.ipynb #6286f948
+# %% ../../nbs/engine/27_geometry.ipynb #9feb838c
 def _sample(data, n=100):
     "At most n voxels along each axis"
     return data[tuple(slice(None, None, -(-o//n)) for o in data.shape)].astype(np.float32)
@@ -127,24 +127,25 @@ def _not_hu(x):
     low,high = float(x.min()), float(x.max())
     if low == high: return ''                                            # a test image
     if high - low <= 60 or (low >= 0 and high <= 255):
-        return f'all values lie between {low:.3g} and {high:.3g}: a picture, labels, or normalised values'
+        return f'all values lie between {low:.3g} and {high:.3g}, as in a picture, labels or normalised values'
     def share(a, b): return float(((x > a) & (x < b)).mean())
     if x.size < 1000: return ''
     if share(800, np.inf) > .05 and share(-900, -30) < .005:
-        return f'{share(800, np.inf):.0%} of all voxels are above 800 and none is like fat: HU are shifted up'
+        return f'{share(800, np.inf):.0%} of all voxels are above 800 and none is like fat, as if HU were shifted up'
     if share(-np.inf, -1100) > .2 and share(-200, 200) < .02:
-        return f'{share(-np.inf, -1100):.0%} of all voxels are below -1100: HU are shifted down'
+        return f'{share(-np.inf, -1100):.0%} of all voxels are below -1100, as if HU were shifted down'
     return ''
 
-# %% ../../nbs/engine/27_geometry.ipynb #75a3fdd4
+# %% ../../nbs/engine/27_geometry.ipynb #0d379ebb
 def check_hu(
     data:np.ndarray,   # HU, any shape
     path:Path|str=''   # For the message
 ):
     "Raise `CaseError` for numbers that are not Hounsfield units"
     if found := _not_hu(_sample(data)):
-        raise CaseError(found, 'Hounsfield units (air is -1000, water 0)',
-                        'convert the scan again, with its RescaleSlope and RescaleIntercept', path=path)
+        fix = ('these are not Hounsfield units (air is -1000, water 0): convert the scan again, with its '
+               'RescaleSlope and RescaleIntercept')
+        raise CaseError(found, fix=fix, path=path)
 
 # %% ../../nbs/engine/27_geometry.ipynb #0f94875c
 def notes_on(
