@@ -66,7 +66,7 @@ def _fill(ax, mask, color, alpha=.75):
     rgba = np.concatenate([np.broadcast_to(to_rgb(color), (*mask.shape, 3)), alpha*mask[...,None]], -1)
     ax.imshow(rgba, aspect=ax.get_aspect())
 
-def _masks(labels): return to_channels(labels[None])[:,0]
+def _masks(labels): return np.stack((np.rint(labels) > BACKGROUND, np.rint(labels) == TUMOR))
 
 def _draw_labels(ax, masks, style, alpha):
     "Both classes of one slice"

@@ -73,7 +73,7 @@ def make_learner(
     net = place_for_training(BoundaryNet(recipe.net), cfg, device)
     loss = BoundaryLoss(*cfg.weights, width=cfg.edge_width, pool=pool_sums)
     learn = Learner(dls, net, loss, opt_func=partial(adam, beta2=cfg.beta2), lr=cfg.lr, wd=cfg.wd,
-        wd_bn_bias=True, metrics=[KidneyDice(), TumorDice(), CompositeDice()],
+        wd_bn_bias=True, metrics=dice_metrics(recipe.net.out_channels),
         cbs=[PolyLR(cfg.lr, cfg.power), *training_callbacks(recipe, device), *cbs])
     learn.recorder.loss = PooledLoss()
     return learn

@@ -112,7 +112,8 @@ class BoundaryLoss(nn.Module):
         pred:tuple,  # (mask logits (B,2,D,H,W), edge logits (B,2,D,H,W) or None)
         targ:Tensor  # Labels (B,D,H,W), uint8
     ) -> Tensor: # A scalar; leaves the unweighted parts in `parts`; raises `ValueError` for other shapes
-        (seg,edge),masks = _pair(pred), to_channels(targ.as_subclass(Tensor))   # (B,2,D,H,W)
+        seg,edge = _pair(pred)
+        masks = to_channels(targ.as_subclass(Tensor), seg.shape[1])             # (B,2,D,H,W)
         if seg.shape != masks.shape:
             raise ValueError(f'the labels have the shape {tuple(targ.shape)}, but logits {tuple(seg.shape)} '
                              'need labels (B,D,H,W)')

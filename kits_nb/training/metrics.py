@@ -6,7 +6,7 @@ Docs: https://kits-nb.github.io/kits_nb/engine/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['mask_counts', 'dice_from_counts', 'dice_score', 'sum_processes', 'PooledDice', 'KidneyDice', 'TumorDice',
-           'CompositeDice']
+           'CompositeDice', 'MassDice', 'dice_metrics']
 
 # %% ../../nbs/engine/36_metrics.ipynb #c003
 import torch
@@ -23,8 +23,11 @@ def mask_counts(
     targ:Tensor  # bool (B,C,D,H,W)
 ) -> Tensor: # int64 (2,C): voxels in both masks; voxels of one plus voxels of the other
     "The counts that make a Dice, summed over the batch, for each class"
+    pred,targ = torch.as_tensor(pred), torch.as_tensor(targ)
     if pred.shape != targ.shape:
         raise ValueError(f'the shapes of the masks differ: {tuple(pred.shape)} and {tuple(targ.shape)}')
+    if pred.ndim != 5:
+        raise ValueError(f'the masks have the shape {tuple(pred.shape)}, but need (B,C,D,H,W)')
     if not pred.dtype == targ.dtype == torch.bool:
         raise ValueError(f'the masks are {pred.dtype} and {targ.dtype}, but must be bool: use to_channels')
     dims = [d for d in range(pred.ndim) if d != 1]
@@ -35,6 +38,8 @@ def dice_from_counts(
     counts:Tensor # (2,...): overlap, sum of sizes
 ) -> Tensor: # Dice (...), float64; 1 where both masks are empty
     "Dice of counted voxels"
+    if len(counts) != 2:
+        raise ValueError(f'the counts have the shape {tuple(counts.shape)}, but need (2,classes)')
     overlap,sizes = counts.double()
     return torch.where(sizes > 0, 2*overlap/sizes.clamp(min=1), 1.)
 
@@ -59,16 +64,20 @@ def sum_processes(
 
 # %% ../../nbs/engine/36_metrics.ipynb #c028
 class PooledDice(Metric):
-    "Kidney and tumor counts of all validation crops of all processes"
-    def reset(self): self.counts = torch.zeros(2, 2, dtype=torch.int64)           # (overlap | sizes, class)
+    "Counts of all classes in the validation crops of all processes"
+    def __init__(self,
+        channels:int=2 # Of the network: kidney and tumor; with 3 masses are between
+    ): self.channels = channels
+    def reset(self): # Counts: (overlap | sizes, class)
+        self.counts = torch.zeros(2, self.channels, dtype=torch.int64)
     def accumulate(self,
         learn # Has `pred`: (mask logits (B,2,D,H,W), edge logits), and `y`: labels (B,D,H,W)
     ):
-        pred = to_channels(to_labels(learn.pred[0].detach().as_subclass(Tensor), 0.))
-        targ = to_channels(learn.y.as_subclass(Tensor))
+        pred,targ = (o.as_subclass(Tensor) for o in (learn.pred[0].detach(), learn.y))
+        pred,targ = (to_channels(o, self.channels) for o in (to_labels(pred, 0.), targ))
         self.counts = self.counts.to(pred.device) + mask_counts(pred, targ)
-    def dice(self) -> Tensor: # (2,) on the CPU: kidney, tumor
-        "Pooled Dice of both classes"
+    def dice(self) -> Tensor: # (channels,) on the CPU: kidney, tumor
+        "Pooled Dice of all classes"
         return dice_from_counts(sum_processes(self.counts)).cpu()
 
 # %% ../../nbs/engine/36_metrics.ipynb #a35eb151
@@ -83,11 +92,26 @@ class TumorDice(PooledDice):
     "Pooled Dice of the tumor"
     name = 'tumor_dice'
     @property
-    def value(self) -> float: return self.dice()[1].item()
+    def value(self) -> float: return self.dice()[-1].item()
 
 # %% ../../nbs/engine/36_metrics.ipynb #8805fab6
 class CompositeDice(PooledDice):
-    "Mean of the two, as the challenge ranks"
+    "Mean of the classes, as the challenge ranks"
     name = 'composite_dice'
     @property
     def value(self) -> float: return self.dice().mean().item()
+
+# %% ../../nbs/engine/36_metrics.ipynb #t29139d2
+class MassDice(PooledDice):
+    "Pooled Dice of masses: tumors and cysts"
+    name = 'mass_dice'
+    @property
+    def value(self) -> float: return self.dice()[1].item()
+
+# %% ../../nbs/engine/36_metrics.ipynb #t2bc64b0
+def dice_metrics(
+    channels:int=2 # Of the network: 2, or 3 for data with cysts
+) -> list: # Metrics for a `Learner`
+    "The Dice of each class, and their mean"
+    masses = [MassDice] if channels == 3 else []
+    return [o(channels) for o in (KidneyDice, *masses, TumorDice, CompositeDice)]
