@@ -105,13 +105,18 @@ def launch(
     if world()[1] == 1: yield; return
     threading.Thread(target=_end_with, args=(_launcher(),), daemon=True).start()
     try:
-        wait = InitProcessGroupKwargs(timeout=timedelta(minutes=minutes))
-        Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[wait])
+        how = InitProcessGroupKwargs(backend=_backend(), timeout=timedelta(minutes=minutes))
+        Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[how])
         yield
         torch.distributed.barrier()
     except (Exception, KeyboardInterrupt, SystemExit) as e: _give_up(e)
     gc.collect()         # a wrapped model in a cycle of references still holds the connections' threads
     torch.distributed.destroy_process_group()
+
+def _backend():
+    "None for the usual one; NCCL refuses two processes on one GPU, gloo does not"
+    gpus = torch.cuda.device_count()
+    return 'gloo' if 0 < gpus < int(os.environ.get('LOCAL_WORLD_SIZE', 1)) else None
 
 def _launcher():
     "Process id of the launcher: `run_processes` names it, any other is the parent of this process"

@@ -44,18 +44,21 @@ def precision_callbacks(
 # %% ../../nbs/engine/39_machine.ipynb #cb6026a0
 def place_for_training(
     net:nn.Module,   # A `BoundaryNet`; changed in place
-    cfg:TrainConfig, # Its precision, layout, fast, compile and recompute
+    cfg:TrainConfig, # Its precision, layout, fast, compile, recompute and deterministic
     device           # Torch device, or its name
 ) -> nn.Module: # The network on its device
     "Prepare a network for training on a device"
     if torch.device(device).type == 'cpu': keep_memory()
-    net = place(net, device, _dtype(net.cfg, cfg, device), cfg.layout, _fast(cfg))
+    torch.backends.cudnn.deterministic = cfg.deterministic
+    net = place(net, device, _dtype(net.cfg, cfg, device), cfg.layout, _fast(cfg, device))
     if cfg.recompute: recompute_blocks(net)
     if cfg.compile: net.compile()      # in place: the names of the weights stay as they are
     return net
 
-def _fast(cfg): return cfg.fast and not cfg.compile
-def _dtype(net, cfg, device): return training_dtype(cfg.precision, device, net, cfg.crop, _fast(cfg))
+def _fast(cfg, device): return cfg.fast and (torch.device(device).type == 'cuda' or not cfg.compile)
+
+def _dtype(net, cfg, device):
+    return training_dtype(cfg.precision, device, net, cfg.crop, _fast(cfg, device))
 
 # %% ../../nbs/engine/39_machine.ipynb #159f57f8
 class PlainTensors(Callback):

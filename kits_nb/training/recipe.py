@@ -39,8 +39,9 @@ class TrainConfig(Config):
     intensity:tuple = (.1,.1)    # Largest random change of scale, and largest shift in HU/1000
     precision:str = 'auto'       # 'float32', 'bfloat16', 'float16', or the best this device is good at
     layout:str = 'auto'          # Memory order: 'contiguous', 'channels_last', or the quicker one
-    fast:bool = True             # Use the layers of `speed_up` (without compile)?
-    compile:bool = False         # Use torch.compile? (needs a C++ compiler on a CPU)
+    fast:bool = True             # Use the layers of `speed_up`? (on a CPU: where nothing is compiled)
+    compile:bool = False         # Use torch.compile? (a minute at the start; on a CPU it needs a C++ compiler)
+    deterministic:bool = False   # The same weights bit for bit on a GPU, too? Slower
     recompute:bool = False       # Compute residual blocks twice? Less memory, more time
     fold:int = 0                 # The fold that is held out
     n_folds:int = 5              # Folds in all
