@@ -7,13 +7,13 @@ Docs: https://kits-nb.github.io/kits_nb/engine/core.html.md"""
 # %% auto #0
 __all__ = ['BACKGROUND', 'KIDNEY', 'TUMOR', 'CYST', 'LABELS', 'CHANNELS', 'printable', 'CaseError', 'case_error', 'atomic_path',
            'inside', 'sole_writer', 'worker_pool', 'result_of', 'Outcome', 'for_each_case', 'Config', 'save_json',
-           'load_json', 'data_dir']
+           'load_json', 'file_hash', 'versions', 'data_dir']
 
 # %% ../nbs/engine/20_core.ipynb #c003
-import errno, json, os, re, shutil, sys, tempfile, threading, time
+import errno, hashlib, json, os, re, shutil, sys, tempfile, threading, time
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
 from multiprocessing import get_context
@@ -141,10 +141,19 @@ def inside(
 # %% ../nbs/engine/20_core.ipynb #nbce707
 @contextmanager
 def sole_writer(
-    folder:Path|str # Output folder; it is made
+    folder:Path|str # Output folder; it is made, and removed if nothing is written into it
 ): # Context; raises `CaseError` while another command is writing into the folder
     "Nobody else writes into a folder meanwhile"
+    made = not Path(folder).exists()
     Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(folder): yield
+    finally:
+        if made:
+            with suppress(OSError): os.rmdir(folder)      # only if nothing came of it
+
+@contextmanager
+def _locked(folder):
     if os.name != 'posix': yield; return
     import fcntl
     at = os.open(folder, os.O_RDONLY)
@@ -296,6 +305,30 @@ def load_json(
         raise CaseError('the file is nested too deeply', fix='restore it', path=path) from None
     except ValueError as e:
         raise CaseError(f'the file is not JSON ({e})', fix='restore or rewrite it', path=path) from None
+
+# %% ../nbs/engine/20_core.ipynb #nd0e96c
+def file_hash(
+    path:Path|str # A file, or a folder of files
+) -> str: # SHA-256 of the contents, in hexadecimal
+    "The fingerprint of a file, or of a folder's files"
+    path,digest = Path(path), hashlib.sha256()
+    for o in sorted(o for o in path.rglob('*') if o.is_file()) if path.is_dir() else [path]:
+        if path.is_dir(): digest.update(f'{o.relative_to(path).as_posix()}\0'.encode('utf8', 'surrogateescape'))
+        with open(o, 'rb') as f:
+            while part := f.read(2**20): digest.update(part)
+    return digest.hexdigest()
+
+# %% ../nbs/engine/20_core.ipynb #n0a8440
+def versions(
+    *names # Packages
+) -> dict: # Name -> version, kits_nb's own first; None for one that is not installed
+    "The versions that made something"
+    from importlib.metadata import PackageNotFoundError, version
+    def of(name):
+        try: return version(name)
+        except PackageNotFoundError: return None
+    import kits_nb
+    return dict(kits_nb=kits_nb.__version__, **{o: of(o) for o in names})
 
 # %% ../nbs/engine/20_core.ipynb #c023
 def data_dir(): # Folder of real data, or None after a message that says what is missing

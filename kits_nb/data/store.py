@@ -9,7 +9,7 @@ __all__ = ['STORES', 'PrepareConfig', 'resample_seg', 'blosc2_package', 'write_a
            'PreparedCase', 'prepare_folder', 'load_prepared']
 
 # %% ../../nbs/engine/24_store.ipynb #c003
-import os, shutil, time
+import hashlib, json, shutil
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
@@ -143,18 +143,26 @@ def prepare_case(
         positions = {name: np.flatnonzero(mask) for name,mask in zip(CHANNELS, to_channels(labels))}
         dtype = np.int32 if labels.size < 2**31 else np.int64
         for name,o in positions.items(): np.save(tmp/f'{name}.npy', o.astype(dtype))
-        sizes = {o.name: o.stat().st_size for o in sorted(tmp.iterdir())}
-        save_json(tmp/'case.json', _describe_case(case, ct, shape, positions, cfg.store, sizes))
+        files = sorted(tmp.iterdir())
+        sizes,hashes = ({o.name: f(o) for o in files} for f in (_size, file_hash))
+        save_json(tmp/'case.json', _describe_case(case, ct, shape, positions, cfg.store, sizes, hashes))
     return folder
 
-def _describe_case(case, ct, shape, positions, store, sizes):
+def _describe_case(case, ct, shape, positions, store, sizes, hashes):
     "Both grids, and counts to check the files against"
     affine = resampled_affine(ct.affine, ct.shape, shape)
     source = dict(shape=ct.source.shape, spacing=ct.spacing, affine=ct.source.affine.tolist())
     hu = [int(ct.data.min()), int(ct.data.max())]
-    checks = dict(bytes=sizes, hu=hu, **{k: len(o) for k,o in positions.items()})
+    checks = dict(bytes=sizes, sha256=hashes, hu=hu, **{k: len(o) for k,o in positions.items()})
     return dict(id=case.id, store=store, shape=shape, spacing=spacing_of(affine), affine=affine.tolist(),
-                source=source, checks=checks)
+                source=source, checks=checks, made=_made(case))
+
+def _size(path): return path.stat().st_size
+
+def _made(case):
+    "By which versions, and from which files"
+    inputs = dict(imaging=file_hash(case.ct), segmentation=file_hash(case.seg))
+    return dict(versions=versions('torch', 'numpy', 'nibabel'), inputs=inputs)
 
 # %% ../../nbs/engine/24_store.ipynb #n730d82
 _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, TypeError, OverflowError, MemoryError, SyntaxError,
@@ -204,6 +212,13 @@ class PreparedCase:
     def kidney(self): return self._map('kidney')                        # linear positions of label > 0
     @cached_property
     def tumor(self): return self._map('tumor')                          # linear positions of label 2
+
+    @property
+    def fingerprint(self) -> str: # Of its grid and its files' contents, as they were written
+        hashes = self.info.get('checks', {}).get('sha256')
+        if not hashes: return file_hash(self.folder/'case.json')       # the earliest caches have none
+        facts = json.dumps([self.info['shape'], self.info['affine'], hashes], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()
 
     def __getstate__(self):
         return {k: v for k,v in self.__dict__.items() if k not in ('ct', 'seg', 'kidney', 'tumor')}

@@ -6,8 +6,8 @@ Docs: https://kits-nb.github.io/kits_nb/engine/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['STATE', 'STATE_FORMAT', 'rng_state', 'set_rng_state', 'inner_optimizer', 'read_optimizer', 'write_optimizer',
-           'save_state', 'load_state', 'restore_state', 'differences', 'check_same', 'open_run', 'sweep', 'StopOnNaN',
-           'explained']
+           'save_state', 'check_facts', 'load_state', 'restore_state', 'differences', 'check_same', 'open_run',
+           'check_run_state', 'sweep', 'StopOnNaN', 'explained']
 
 # %% ../../nbs/engine/40_checkpoint.ipynb #nba4a
 import json, random, re, shutil
@@ -104,6 +104,22 @@ def save_state(
     with atomic_path(path) as tmp: save_file(tensors, tmp, {'facts': facts})
     return Path(path)
 
+# %% ../../nbs/engine/40_checkpoint.ipynb #n058ada
+def check_facts(
+    facts # From the file
+):
+    "Raise ValueError unless facts have the types that `save_state` writes"
+    if not isinstance(facts, dict) or type(facts.get('format')) is not int: raise ValueError('no format')
+    kinds = dict(epoch=int, same=dict, meta=dict, rows=list, groups=list, values=dict, rng=dict)
+    for k,kind in kinds.items():
+        if k in facts and type(facts[k]) is not kind: raise ValueError(f'{k} is {str(facts[k])[:60]}')
+    if not 0 <= facts.get('epoch', 0) <= 10**7: raise ValueError(f'the epoch is {facts["epoch"]}')
+    if type(facts.get('best', 0)) not in (int, float): raise ValueError('best is no number')
+    for k in ('rows', 'groups'):
+        if not all(isinstance(o, dict) for o in facts.get(k, [])): raise ValueError(f'{k} are no dictionaries')
+    for o in facts.get('groups', []):
+        if type(o.get('lr')) not in (int, float): raise ValueError(f'the learning rate is {str(o.get("lr"))[:60]}')
+
 # %% ../../nbs/engine/40_checkpoint.ipynb #3a5c9f3d
 def load_state(
     path:Path|str # Made by `save_state`
@@ -112,7 +128,8 @@ def load_state(
     try:
         with safe_open(path, 'pt') as f:
             tensors,facts = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})['facts'])
-    except (SafetensorError, OSError, KeyError, ValueError) as e:
+        check_facts(facts)
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as e:
         raise CaseError(f'the file does not hold the state of a training ({type(e).__name__}: {e})',
                         fix='it may be damaged: train into another folder', path=path) from None
     if facts['format'] != STATE_FORMAT:
@@ -127,10 +144,20 @@ def restore_state(
     tensors:dict,   # From `load_state`
     facts:dict      # From `load_state`
 ):
-    "Give a network and its optimiser the state they had"
+    "Give a network and its optimiser the state they had; raises `CaseError` where it does not fit them"
     part = lambda name: {k[4:]: v for k,v in tensors.items() if k.startswith(name)}
-    net.load_state_dict(part('net.'))
-    write_optimizer(opt, part('opt.'), facts.get('values', {}), facts['groups'])
+    with _fitting():
+        net.load_state_dict(part('net.'))
+        write_optimizer(opt, part('opt.'), facts.get('values', {}), facts['groups'])
+
+@contextmanager
+def _fitting():
+    "Any error as one of a state that does not fit"
+    try: yield
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as e:
+        words = ' '.join(str(e).split())[:200]
+        raise CaseError(f'the state does not fit the training ({type(e).__name__}: {words})',
+                        fix='train into another folder', path=STATE) from e
 
 # %% ../../nbs/engine/40_checkpoint.ipynb #nf9ed
 def differences(
@@ -174,6 +201,23 @@ def open_run(
     if folds := sorted(o.parent.name for o in run.glob(f'fold_*/{STATE}')):
         raise CaseError(f'the folder holds an ensemble ({", ".join(folds)})',
                         fix='add --folds all --resume to resume it, or name another folder', path=run)
+
+# %% ../../nbs/engine/40_checkpoint.ipynb #nc4a492
+def check_run_state(
+    state:tuple,  # From `load_state`
+    run:Path|str  # Run folder, for the error message
+):
+    "Raise `CaseError` for a state from which no run can resume"
+    tensors,facts = state
+    missing = [k for k in ('epoch', 'same', 'best', 'meta', 'rows', 'groups', 'rng') if k not in facts]
+    if missing or len(facts['rows']) != facts['epoch']:
+        what = f'{", ".join(missing)} is missing' if missing else 'its log has another number of epochs'
+        raise CaseError(f'the file is not the state of a run ({what})', fix='train into another folder',
+                        path=Path(run)/STATE)
+    now = rng_state(), {'rng.torch': torch.get_rng_state()}
+    try:
+        with _fitting(): set_rng_state(facts['rng'], {'rng.torch': tensors['rng.torch']})
+    finally: set_rng_state(*now)
 
 # %% ../../nbs/engine/40_checkpoint.ipynb #n43ff
 def sweep(

@@ -22,6 +22,7 @@ from fastai.callback.progress import *
 from ..core import *
 from ..data.kits19 import *
 from ..data.store import *
+from ..data.labels import *
 from ..network.saving import *
 from .checkpoint import *
 from .distributed import *
@@ -127,7 +128,8 @@ class Checkpoint(Callback):
 def describe_run(
     recipe:Recipe,   # Settings
     train:list,      # Ids of the cases to learn from
-    valid:list       # Ids of the held-out cases
+    valid:list,      # Ids of the held-out cases
+    inputs:dict|None=None # Case id -> fingerprint of its prepared files
 ) -> dict: # Ready for JSON
     "Everything that is needed to repeat a run"
     cpu = platform.processor() or platform.machine()
@@ -137,6 +139,7 @@ def describe_run(
         command=[Path(sys.argv[0]).name, *sys.argv[1:]], recipe=recipe.to_dict(),
         cases=dict(train=list(train), valid=list(valid)), device=device, processes=world()[1],
         threads=torch.get_num_threads(), system=platform.platform(), python=platform.python_version(),
+        inputs=inputs or {},
         versions={o: version(o) for o in ('torch', 'fastai', 'numpy', 'nibabel')})
 
 def _commit():
@@ -188,7 +191,7 @@ def _fixed(recipe):
     return d | dict(train={k: v for k,v in d['train'].items() if k not in (*FREE, 'bs')})
 
 def _saved(same, run): # What any version saved: without what may change, and with defaults of newer settings
-    return same | _fixed(Recipe.from_dict({k: same[k] for k in Recipe().to_dict()}, Path(run)/STATE))
+    return same | _fixed(Recipe.from_dict({k: same.get(k) for k in Recipe().to_dict()}, Path(run)/STATE))
 
 # %% ../../nbs/engine/41_runs.ipynb #nac15
 class _CountOn(Callback):
@@ -246,17 +249,40 @@ def train(
     recipe = recipe or (run_recipe(run) if resume else None) or Recipe()
     recipe = Recipe(grid, recipe.net, recipe.train)
     sides = split_cases(cases, recipe.train, prepared)
-    same = same_run(recipe, *_ids(sides))
-    state = open_run(run, resume)
-    if state: check_same(run, _saved(state[1]['same'], run), same)
+    check_classes(recipe.net.out_channels, grid.classes, prepared)
+    notes = label_notes(sides[0], grid.classes, recipe.net.out_channels, prepared)
+    if echo and world()[0] == 0:
+        for o in notes: echo(f'note: {o}')
+    with sole_writer(run) if world()[0] == 0 else nullcontext():
+        return _train(run, recipe, sides, device, resume, echo, progress, cbs, tracker)
+
+def _train(run, recipe, sides, device, resume, echo, progress, cbs, tracker):
+    "Train into a folder that is ours"
+    same,state = same_run(recipe, *_ids(sides)), open_run(run, resume)
+    if state:
+        check_run_state(state, run)
+        check_same(run, _saved(state[1]['same'], run), same)
     start,epochs = state[1]['epoch'] if state else 0, recipe.train.epochs
     say = echo if echo and world()[0] == 0 else noop
-    if start >= epochs: say(f'{run}: all {start} epochs are done'); return run
-    if state: say(f'{run}: resumes after epoch {start} of {epochs}')
+    if start >= epochs:
+        say(f'{run}: all {start} epochs are done; a larger number of epochs lengthens the run')
+        return run
+    if state:
+        say(f'{run}: resumes after epoch {start} of {epochs}')
+        if words := _new_schedule(run, recipe.train, state[1]): say(words)
     with use_threads(recipe.train.threads):
         learn = make_learner(*sides, recipe, device, [*cbs, *tracker_callbacks(tracker, run, start)])
         _fit(run, learn, recipe, sides, same, state, echo, progress)
     return run
+
+def _new_schedule(run, cfg, state):
+    "What another number of epochs means for a run, in words; nothing if it stays"
+    old = load_json(run/'run.json')['recipe']['train']['epochs']
+    if old == cfg.epochs: return ''
+    now = poly_lr(cfg.lr, state['epoch'], cfg.epochs, cfg.power)
+    last = state['rows'][-1]['lr']
+    return (f'note: the learning rate reaches zero after {cfg.epochs} epochs in place of {old}. The last one '
+            f'had {last:.1e}, the next has {now:.1e}: not the same as {cfg.epochs} epochs at once')
 
 def _ids(sides): return [[c.id for c in side] for side in sides]
 
@@ -278,7 +304,8 @@ def _fit(run, learn, recipe, sides, same, state, echo, progress):
 
 def _describe(run, learn, recipe, sides, state):
     "Write run.json, or note in it that the run is resumed"
-    now = describe_run(recipe, *_ids(sides))
+    inputs = {c.id: c.fingerprint for side in sides for c in side}
+    now = describe_run(recipe, *_ids(sides), inputs)
     if not state: return save_json(run/'run.json', now)
     sweep(run)
     save_model(run, learn.model, state[1]['meta'])    # the files may be an epoch ahead of the state
@@ -286,5 +313,6 @@ def _describe(run, learn, recipe, sides, state):
     d,settings = load_json(run/'run.json'), recipe.train.to_dict()
     again = {k: now[k] for k in ('started', 'commit', 'command', 'device', 'processes', 'threads')}
     again |= dict(epoch=state[1]['epoch'], epochs=recipe.train.epochs)
+    if changed := [k for k,v in d.get('inputs', {}).items() if inputs.get(k) != v]: again |= dict(changed=changed)
     d['recipe']['train'] |= {o: settings[o] for o in FREE}
     save_json(run/'run.json', d | dict(resumed=d.get('resumed', []) + [again]))
