@@ -6,7 +6,7 @@ Docs: https://kits-nb.github.io/kits_nb/engine/labels.html.md"""
 
 # %% auto #0
 __all__ = ['LABEL_NAMES', 'DATA_SETS', 'CHANNEL_NAMES', 'label_values', 'count_channels', 'check_classes', 'whole_numbers',
-           'known_values', 'map_labels']
+           'known_values', 'map_labels', 'label_notes']
 
 # %% ../../nbs/engine/25_labels.ipynb #09151143
 import numpy as np
@@ -117,3 +117,22 @@ def _remedy(unknown, classes):
                 "--classes 1=kidney,2=tumor,3=kidney to count them as kidney (classes='…' in Python)")
     return ('is this the label file? If it is, say what its values mean, for example --classes '
             f"1=kidney,2=tumor,{unknown[0]:g}=kidney (classes='…' in Python)")
+
+# %% ../../nbs/engine/25_labels.ipynb #t2e279b3
+def label_notes(
+    cases:list,           # Prepared cases, with `kidney` and `tumor` positions
+    classes:str='kits19', # What they were prepared with
+    channels:int=2,       # Of the network that will learn from them
+    path:Path|str=''      # Where they are, for the error message
+) -> list: # Sentences; raises `CaseError` if there is nothing to learn
+    "What is missing in the labels of a training set"
+    n,kidney,tumor = len(cases), *(sum(len(getattr(c, o)) > 0 for c in cases) for o in CHANNELS)
+    if n and not kidney:
+        raise CaseError(f'none of the {n} cases has a kidney or a tumor', path=path,
+                        fix='check the label files, and what their values mean (--classes)')
+    out = []
+    if n and not tumor: out.append(f'none of the {n} cases has a tumor, so tumors cannot be learned')
+    if empty := n - kidney: out.append(f'{empty} of the {n} cases have neither kidney nor tumor')
+    if count_channels(classes) > channels:
+        out.append('cysts are learned as kidney: the network has two classes')
+    return out
