@@ -10,12 +10,13 @@ __all__ = ['MAP_NAMES', 'Case', 'find_cases', 'corner_gap', 'read_case', 'check_
 
 # %% ../../nbs/book/05_kits19.ipynb #c003
 import hashlib, os, re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import nibabel as nib, numpy as np
 from ..core import *
 from .volume import *
+from .series import *
 from .dicom import *
 from .files import *
 
@@ -23,27 +24,41 @@ from .files import *
 @dataclass(frozen=True)
 class Case:
     "One patient: an id, a scan and labels, either of which may be missing"
-    id:str               # case_00000
-    ct:Path|None         # imaging.nii.gz, or the folder of a DICOM series
-    seg:Path|None=None   # segmentation.nii.gz
+    id:str                 # case_00000
+    ct:Path|None           # imaging.nii.gz, or the folder of a DICOM series
+    seg:Path|None=None     # segmentation.nii.gz
+    series:str=''          # Which DICOM series of the folder
+    straighten:bool=False  # Undo the tilt of the scan's gantry?
 
 # %% ../../nbs/book/05_kits19.ipynb #v0508
 def find_cases(
-    path:Path|str # Official folder, folder of one case, of NIfTI scans or of DICOM series, or one scan
+    path:Path|str,        # Official folder, folder of one case, of scans or of DICOM series, or one scan
+    series:str='',        # Number, description or UID of the DICOM series, if folders hold several
+    straighten:bool=False # Undo a gantry's tilt? Otherwise a scan that leans is refused when it is read
 ) -> list: # Cases, sorted by id; raises `CaseError` if there is none, or if two have one id
     "The cases of a folder"
     path = Path(path)
-    if path.is_file(): return [Case(_stem(path), path)]
-    if not path.is_dir(): raise CaseError('there is no such folder', fix='check the path', path=path)
-    if (one := _official(path)) and (one.ct or one.seg): return [one]
-    cases = [_official(o) for o in sorted(path.glob('case_*')) if o.is_dir()]
-    cases = cases or [Case(_stem(o), o) for o in sorted(path.iterdir()) if _is_scan(o)]
-    cases = cases or [_dicom_case(o, path) for o in dicom_folders(path)]
-    if cases: return _with_own_ids(cases)
+    try: cases = _find(path)
+    except OSError as e: raise case_error(e, path=e.filename or path) from e
+    if cases: return _with_own_ids([replace(c, series=series or c.series, straighten=straighten) for c in cases])
     fix = 'name a folder that holds case_00000/imaging.nii.gz, *.nii.gz scans, or folders of DICOM files'
     raise CaseError('there is no case in this folder', fix=fix, path=path)
 
 # %% ../../nbs/book/05_kits19.ipynb #v0509
+def _find(path):
+    "The cases of a file or folder"
+    if path.is_file(): return [Case(_stem(path), path)]
+    if not path.is_dir(): raise CaseError('there is no such folder', fix='check the path', path=path)
+    if (one := _official(path)) and (one.ct or one.seg): return [one]
+    cases = [_official(o) for o in sorted(path.glob('case_*')) if o.is_dir()]
+    return cases or sorted(_loose(path), key=lambda c: c.id)
+
+def _loose(path):
+    "Scans in a folder, and DICOM series in it and below"
+    files = [Case(_stem(o), o) for o in sorted(path.iterdir()) if _is_scan(o)]
+    scans = [Case(o.name, o.folder, series=o.series) for o in dicom_scans(path)]
+    return files + [o for o in scans if not files or dicom_folders(o.ct)]
+
 def _official(folder):
     "The case of a folder that holds `imaging` and `segmentation`, or either"
     def file(name):
@@ -52,14 +67,12 @@ def _official(folder):
 
 def _name(folder): return Path(os.path.abspath(folder)).name      # of a link: its own name, not its target's
 
-def _stem(path): return re.sub(r'\.nii(\.gz)?$', '', path.name, flags=re.I)
+_SCAN = re.compile(r'\.(nii(\.gz)?|nrrd|nhdr|mha|mhd)$', flags=re.I)
 
-def _dicom_case(folder, root):
-    return Case('_'.join(folder.relative_to(root).parts) or _name(folder), folder)
+def _stem(path): return _SCAN.sub('', path.name)
 
 def _is_scan(path):
-    name = path.name.lower()
-    return name.endswith(('.nii', '.nii.gz')) and not name.startswith(('.', 'prediction_'))
+    return bool(_SCAN.search(path.name)) and not path.name.lower().startswith(('.', 'prediction_'))
 
 MAP_NAMES = ('uncertainty', 'kidney', 'mass', 'tumor')     # other maps of a prediction end in these
 
@@ -102,7 +115,8 @@ def _compare(case, ct, seg):
 def _read_both(case, need_seg, classes):
     "What can be read of a case, and what is wrong with it"
     vols,problems,read_labels = {}, [], partial(read_seg, classes=classes)
-    for name,path,read in (('imaging', case.ct, read_scan), ('segmentation', case.seg, read_labels)):
+    read_ct = partial(read_scan, series=case.series, straighten=case.straighten)
+    for name,path,read in (('imaging', case.ct, read_ct), ('segmentation', case.seg, read_labels)):
         if path is None:
             if need_seg or name == 'imaging':
                 fix = 'download it, or leave the case out'
@@ -154,7 +168,8 @@ def summarize(
 # %% ../../nbs/book/05_kits19.ipynb #v0518
 def _row(case, classes):
     if not (case.seg or case.ct): return dict(case_id=case.id)
-    read = read_scan if case.ct and Path(case.ct).is_dir() else read_volume
+    dicom = partial(read_scan, series=case.series, straighten=case.straighten)
+    read = dicom if case.ct and Path(case.ct).is_dir() else read_volume
     vol = read_seg(case.seg, classes) if case.seg else read(case.ct)
     file = vol.source
     row = dict(case_id=case.id, shape=file.shape, spacing=tuple(round(s, 4) for s in spacing_of(file.affine)),
@@ -162,7 +177,7 @@ def _row(case, classes):
     return row | _volumes(vol) if case.seg else row
 
 def _volumes(seg):
-    ml = np.prod(seg.spacing)/1000
+    ml = seg.voxel_mm3/1000
     return {f'{k}_ml': round(np.count_nonzero(m)*ml, 1) for k,m in zip(CHANNELS, to_channels(seg.data))}
 
 # %% ../../nbs/book/05_kits19.ipynb #c023

@@ -298,9 +298,13 @@ def _search(root):
         slices,broken = [], False
         for o in files:
             try: slices += [_header(o)] if _is_slice(o) else []
-            except CaseError: broken = True
+            except CaseError: broken = broken or bool(o.suffix) or not _is_empty(o)
         if slices or broken: found[folder] = slices
     return found
+
+def _is_empty(path):
+    try: return path.stat().st_size == 0
+    except OSError: return False
 
 def _key(s): return (s.uid or (s.path.parent, s.number, s.description)), s.frame
 
