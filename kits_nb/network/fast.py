@@ -6,10 +6,11 @@ Docs: https://kits-nb.github.io/kits_nb/engine/fast.html.md"""
 
 # %% auto #0
 __all__ = ['FAST', 'speed_up', 'slow_down', 'is_channels_last', 'is_product', 'conv1x1x1_backward', 'Conv1x1x1', 'conv1x1x1',
-           'FastConv1', 'is_slow', 'split_in_halves', 'split_with_neighbours', 'join_halves', 'is_unsafe', 'FastConv3',
-           'is_small', 'channel_sums', 'group_statistics', 'scale_and_shift', 'scale_shift_relu', 'group_norm_backward',
-           'is_unvectorized', 'group_norm_relu', 'NormReluConv', 'norm_relu_conv', 'FastResBlock', 'saved_bytes',
-           'FastBoundaryStream', 'FastBoundaryNet']
+           'FastConv1', 'is_slow', 'split_in_halves', 'split_with_neighbours', 'join_halves', 'slab_count',
+           'slab_ranges', 'weight_gradient', 'is_unsafe', 'SlabConv', 'FastConv3', 'is_small', 'channel_sums',
+           'group_statistics', 'scale_and_shift', 'scale_shift_relu', 'group_norm_backward', 'is_unvectorized',
+           'group_norm_relu', 'NormReluConv', 'norm_relu_conv', 'FastResBlock', 'saved_bytes', 'FastBoundaryStream',
+           'FastBoundaryNet']
 
 # %% ../../nbs/engine/30_fast.ipynb #a003
 from contextlib import nullcontext
@@ -62,13 +63,13 @@ def _without_autocast(): # Autocast on a CPU would choose another precision
     return torch.autocast('cpu', enabled=False) if on else nullcontext()
 
 # %% ../../nbs/engine/30_fast.ipynb #39f1c288
-def _conv_args(weight):
+def _conv_args(weight, stride=1):
     "Stride, padding, dilation, transposed, output padding and groups of a 'same' convolution"
-    return [1]*3, [k//2 for k in weight.shape[2:]], [1]*3, False, [0]*3, 1
+    return [stride]*3, [k//2 for k in weight.shape[2:]], [1]*3, False, [0]*3, 1
 
-def _input_gradient(g, x, weight):
+def _input_gradient(g, x, weight, stride=1):
     back = torch.ops.aten.convolution_backward
-    return back(g, x, weight, None, *_conv_args(weight), [True,False,False])[0]
+    return back(g, x, weight, None, *_conv_args(weight, stride), [True,False,False])[0]
 
 def is_channels_last(
     x:Tensor # (B,C,D,H,W)
@@ -176,6 +177,48 @@ def join_halves(
     "The inverse of `split_in_halves`"
     return torch.cat(x.chunk(2), 2)
 
+# %% ../../nbs/engine/30_fast.ipynb #a011b
+def slab_count(
+    x:Tensor,    # Input of a 3x3x3 convolution (B,C,D,H,W)
+    no:int,      # Channels out
+    stride:int=1 # Of the convolution
+) -> int: # Slabs in which the gradient of its weight is quicker; 1 where it is not
+    "Slabs of a crop in bfloat16 on a CPU, so small that oneDNN's copies of all threads take at most 32 MiB"
+    if torch.compiler.is_compiling() or x.device.type != 'cpu' or x.dtype != torch.bfloat16: return 1
+    (c,d,h,w),room = x.shape[1:], 2**24//torch.get_num_threads()        # numbers of two bytes
+    n = -(-d//stride)                                                   # slices out
+    fit = int((room/(h*w) - (3-stride)*c)/(stride*c + no/stride**2))    # that have room, with what they see
+    k = -(-n//max(1, fit))
+    return k if n//k*stride >= 12 else 1
+
+# %% ../../nbs/engine/30_fast.ipynb #a050
+def slab_ranges(
+    n:int, # Slices out
+    k:int  # Slabs
+) -> list: # (first slice, the one behind the last) of each slab
+    "Cut the slices of a convolution's output"
+    return [(n*i//k, n*(i+1)//k) for i in range(k)]
+
+# %% ../../nbs/engine/30_fast.ipynb #a052
+def _slices(x, lo, hi, stride):
+    "The slices that the output's slices lo to hi see, with zeros beyond the border"
+    lo,hi,n = stride*lo - 1, stride*(hi-1) + 2, x.shape[2]
+    seen,beyond = x[:,:,max(lo, 0):hi], (max(-lo, 0), max(hi-n, 0))
+    return F.pad(seen, (0,0,0,0,*beyond)) if any(beyond) else seen
+
+def weight_gradient(
+    g:Tensor,      # Gradient of the output (B,C',D',H',W')
+    x:Tensor,      # Input of a 3x3x3 convolution (B,C,D,H,W)
+    weight:Tensor, # Its weight (C',C,3,3,3)
+    stride:int=1,  # Its stride
+    k:int=1        # Slabs of each sample
+) -> Tensor: # (C',C,3,3,3), float32
+    "The gradient of a weight as a sum over slabs, eq. (2)"
+    args = [stride]*3, [0,1,1], [1]*3, False, [0]*3, 1, [False,True,False]
+    def of(g, x): return torch.ops.aten.convolution_backward(g, x, weight, None, *args)[1].float()
+    cuts = [(slice(b, b+1), lo, hi) for b in range(len(x)) for lo,hi in slab_ranges(g.shape[2], k)]
+    return sum(of(g[b,:,lo:hi], _slices(x[b], lo, hi, stride)) for b,lo,hi in cuts)
+
 # %% ../../nbs/engine/30_fast.ipynb #n1495
 def is_unsafe(
     size:tuple,        # Of the input of a 3x3x3 convolution (D,H,W)
@@ -187,9 +230,26 @@ def is_unsafe(
     flat = d == 2 or (d <= 10 and h*w >= 32**2)
     return flat and dtype == torch.bfloat16 and torch.device(device).type == 'cpu'
 
+# %% ../../nbs/engine/30_fast.ipynb #n27d8
+class SlabConv(Function):
+    "A convolution whose weight has its gradient from slabs; all that it keeps are its inputs"
+    @staticmethod
+    def forward(ctx, x, weight, stride):
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        return torch.ops.aten.convolution(x, weight, None, *_conv_args(weight, stride))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (x,weight),stride = ctx.saved_tensors, ctx.stride
+        gx = _input_gradient(g, x, weight, stride) if ctx.needs_input_grad[0] else None
+        gw = weight_gradient(g, x, weight, stride, slab_count(x, len(weight), stride))
+        return gx, gw.to(weight.dtype), None
+
 # %% ../../nbs/engine/30_fast.ipynb #a054
 class FastConv3(nn.Conv3d):
-    "A small crop that comes alone is computed as two halves, a flat one in float32"
+    "A small crop is computed as two halves, a flat one in float32, a large one's gradient in slabs"
     @staticmethod
     def fits(conv): return _is_usual(conv, 3, 1, [(1,1,1), (2,2,2)])
 
@@ -204,6 +264,8 @@ class FastConv3(nn.Conv3d):
         if is_slow(x):
             halves = split_with_neighbours(x, self.stride[0])
             return join_halves(F.conv3d(halves, weight, bias, self.stride, (0,1,1)))
+        if torch.is_grad_enabled() and bias is None and slab_count(x, len(weight), self.stride[0]) > 1:
+            return SlabConv.apply(x, weight, self.stride[0])
         return super()._conv_forward(x, weight, bias)
 
 FAST.append(FastConv3)
@@ -286,7 +348,7 @@ def group_norm_backward(
     gamma:Tensor,   # Factor of each channel (C,)
     out:Tensor=None # Where to write the gradient of x
 ) -> tuple: # Gradients of x (B,C,D,H,W), gamma (C,) and beta (C,)
-    "Backward of group normalisation for any memory order, eq. (2)"
+    "Backward of group normalisation for any memory order, eq. (3)"
     c,groups,n = len(gamma), mean.shape[1], x[0].numel()//mean.shape[1]
     def group_mean(v): return _to_channels(_to_groups(v, groups), c)/n
     m,r,k = _to_channels(mean, c), _to_channels(rstd, c), gamma.float()
@@ -342,6 +404,8 @@ def _conv_gradients(g, h, weight, bias):
     if weight.shape[2] == 1:
         if not is_product(h): return back(g, h, [0]*3)
         return *conv1x1x1_backward(g, h, weight), g.sum((0,2,3,4)) if bias else None
+    if (k := slab_count(h, len(weight))) > 1 and not bias:
+        return _input_gradient(g, h, weight), weight_gradient(g, h, weight, 1, k), None
     if not is_slow(h): return back(g, h, [1]*3)
     gh,gw,gb = back(split_in_halves(g), split_with_neighbours(h), [0,1,1])
     n,gx = h.shape[2]//2, F.pad(join_halves(gh[:,:,1:-1]), [0]*6)
