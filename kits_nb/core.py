@@ -211,12 +211,14 @@ class Outcome:
     done:list = field(default_factory=list)      # Ids of this time
     skipped:list = field(default_factory=list)   # Ids that had been finished before
     failed:list = field(default_factory=list)    # `CaseError` of each that failed
+    notes:list = field(default_factory=list)     # Sentences that begin with an id: what limits a result
 
     @property
     def summary(self) -> str:
         "A sentence, and a line for every failure"
         head = f'{len(self.done)} done, {len(self.skipped)} already there, {len(self.failed)} failed'
-        return '\n'.join([head, *(f'  {e}' for e in self.failed)])
+        notes = [f'  note on {o}' for o in self.notes]
+        return '\n'.join([head, *(f'  {e}' for e in self.failed), *notes])
 
 # %% ../nbs/engine/20_core.ipynb #n2023
 def for_each_case(
@@ -313,7 +315,7 @@ def file_hash(
     "The fingerprint of a file, or of a folder's files"
     path,digest = Path(path), hashlib.sha256()
     for o in sorted(o for o in path.rglob('*') if o.is_file()) if path.is_dir() else [path]:
-        if path.is_dir(): digest.update(f'{o.relative_to(path).as_posix()}\0'.encode('utf8', 'surrogateescape'))
+        if path.is_dir(): digest.update(os.fsencode(o.relative_to(path).as_posix()) + b'\0')
         with open(o, 'rb') as f:
             while part := f.read(2**20): digest.update(part)
     return digest.hexdigest()

@@ -165,8 +165,8 @@ def _made(case):
     return dict(versions=versions('torch', 'numpy', 'nibabel'), inputs=inputs)
 
 # %% ../../nbs/engine/24_store.ipynb #n730d82
-_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, TypeError, OverflowError, MemoryError, SyntaxError,
-               IndexError)
+_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, TypeError, OverflowError, MemoryError,
+               SyntaxError, IndexError)
 _FILES = {f'{o}{s}' for o in ('ct', 'seg', *CHANNELS, 'cyst') for s in STORES.values()}
 
 def _is_count(v, most=2**40): return type(v) is int and 0 <= v <= most

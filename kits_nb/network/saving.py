@@ -55,7 +55,8 @@ def read_model_config(
 # %% ../../nbs/engine/31_saving.ipynb #n902dd6
 def _each(values, lo, hi, kind=int, n=None):
     "Are these a few numbers of a kind and within bounds?"
-    if not isinstance(values, (list, tuple)) or not 0 < len(values) <= 8 or n not in (None, len(values)): return False
+    if not isinstance(values, (list, tuple)) or not 0 < len(values) <= 8: return False
+    if n not in (None, len(values)): return False
     kinds = (int,) if kind is int else (int, float)
     return all(type(v) in kinds and isfinite(v) and lo <= v <= hi for v in values)
 
@@ -65,15 +66,17 @@ def _impossible(cfg):
     checks = dict(filters=_each([cfg.filters], 1, 512), groups=_each([cfg.groups], 1, 512),
                   blocks_down=_each(down, 1, 32), blocks_up=_each(up, 1, 32, n=len(down) - 1),
                   in_channels=_each([cfg.in_channels], 1, 16), out_channels=_each([cfg.out_channels], 1, 64),
-                  dropout=0 <= cfg.dropout < 1, hu_range=_each(lo_hi, -1e5, 1e5, float, 2) and lo_hi[0] < lo_hi[1])
+                  dropout=0 <= cfg.dropout < 1,
+                  hu_range=_each(lo_hi, -1e5, 1e5, float, 2) and lo_hi[0] < lo_hi[1])
     checks['groups'] = checks['groups'] and cfg.filters % cfg.groups == 0
     return next((f'the {k} {getattr(cfg, k)}' for k,ok in checks.items() if not ok), '')
 
 def _impossible_meta(meta):
     "What prediction must know, and cannot be true, in words"
     if not isinstance(meta, dict): return 'no meta'
-    if not _each(meta.get('spacing'), .01, 100, float, 3): return f'the spacing {str(meta.get("spacing"))[:60]}'
-    if not _each(meta.get('window'), 1, 1024, n=3): return f'the window {str(meta.get("window"))[:60]}'
+    spacing,window = meta.get('spacing'), meta.get('window')
+    if not _each(spacing, .01, 100, float, 3): return f'the spacing {str(spacing)[:60]}'
+    if not _each(window, 1, 1024, n=3): return f'the window {str(window)[:60]}'
     return ''
 
 def _check_weights(path, cfg):
@@ -85,7 +88,7 @@ def _check_weights(path, cfg):
     for k,v in found.items():
         if k not in expected: raise ValueError(f'{printable(k)[:80]} is not in the network')
         if tuple(v.get_shape()) != tuple(expected[k]): raise ValueError(f'{k} has the shape {v.get_shape()}')
-        if v.get_dtype() not in ('F64', 'F32', 'F16', 'BF16'): raise ValueError(f'{k} is of type {v.get_dtype()}')
+        if (o := v.get_dtype()) not in ('F64', 'F32', 'F16', 'BF16'): raise ValueError(f'{k} is of type {o}')
 
 # %% ../../nbs/engine/31_saving.ipynb #t022
 def load_model(

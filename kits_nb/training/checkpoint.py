@@ -116,9 +116,11 @@ def check_facts(
     if not 0 <= facts.get('epoch', 0) <= 10**7: raise ValueError(f'the epoch is {facts["epoch"]}')
     if type(facts.get('best', 0)) not in (int, float): raise ValueError('best is no number')
     for k in ('rows', 'groups'):
-        if not all(isinstance(o, dict) for o in facts.get(k, [])): raise ValueError(f'{k} are no dictionaries')
+        rows = facts.get(k, [])
+        if not all(isinstance(o, dict) for o in rows): raise ValueError(f'{k} are no dictionaries')
     for o in facts.get('groups', []):
-        if type(o.get('lr')) not in (int, float): raise ValueError(f'the learning rate is {str(o.get("lr"))[:60]}')
+        lr = o.get('lr')
+        if type(lr) not in (int, float): raise ValueError(f'the learning rate is {str(lr)[:60]}')
 
 # %% ../../nbs/engine/40_checkpoint.ipynb #3a5c9f3d
 def load_state(

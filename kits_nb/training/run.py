@@ -313,6 +313,7 @@ def _describe(run, learn, recipe, sides, state):
     d,settings = load_json(run/'run.json'), recipe.train.to_dict()
     again = {k: now[k] for k in ('started', 'commit', 'command', 'device', 'processes', 'threads')}
     again |= dict(epoch=state[1]['epoch'], epochs=recipe.train.epochs)
-    if changed := [k for k,v in d.get('inputs', {}).items() if inputs.get(k) != v]: again |= dict(changed=changed)
+    changed = [k for k,v in d.get('inputs', {}).items() if inputs.get(k) != v]
+    if changed: again |= dict(changed=changed)
     d['recipe']['train'] |= {o: settings[o] for o in FREE}
     save_json(run/'run.json', d | dict(resumed=d.get('resumed', []) + [again]))
