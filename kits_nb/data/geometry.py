@@ -149,15 +149,16 @@ def check_hu(
 
 # %% ../../nbs/engine/27_geometry.ipynb #0f94875c
 def notes_on(
-    vol:Volume # int16 HU
+    vol:Volume,           # int16 HU, or the scan's own grid
+    data:np.ndarray=None  # Its numbers, if they are elsewhere, at any spacing
 ) -> list: # Sentences; empty for an ordinary scan
     "What limits the use of a scan"
     long,wide,deep = (n*s for n,s in zip(vol.shape, vol.spacing))
-    notes = []
+    notes,data = [], vol.data if data is None else data
     if not vol.oriented:
         notes.append('the file does not say how the patient lies (no qform and no sform): the axes are taken '
                      'as they stand, and left and right are unknown')
-    if vol.data.min() == vol.data.max(): notes.append('all voxels have the same value: there is nothing to see')
+    if data.min() == data.max(): notes.append('all voxels have the same value: there is nothing to see')
     if long < 100: notes.append(f'the scan is only {long:.0f} mm long from head to foot, less than a kidney')
     if min(wide, deep) < 150: notes.append(f'the scan shows only {wide:.0f}×{deep:.0f} mm of the body')
     if vol.spacing[0] > 10:

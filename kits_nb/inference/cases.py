@@ -19,6 +19,7 @@ import nibabel as nib, torch
 import kits_nb
 from ..core import *
 from ..data.volume import *
+from ..data.geometry import *
 from ..data.files import *
 from ..data.dicom import *
 from ..data.kits19 import *
@@ -77,7 +78,7 @@ def load_case(
     if case.ct is None:
         raise CaseError('the case has no CT', fix='download its imaging.nii.gz, or leave the case out',
                         case=case.id)
-    ct = read_scan(case.ct, contiguous=False)
+    ct = read_scan(case.ct, False, case.series, case.straighten)
     return to_spacing(ct, common_meta(models)[0], slab), grid_of(ct)
 
 # %% ../../nbs/engine/52_cases.ipynb #m007
@@ -183,23 +184,28 @@ def predict_folder(
     window_of(models, cfg)
     _claim(out, models, cfg, clean, overwrite)
     there = [c for c in cases if prediction_path(out, c.id).exists() and not overwrite]
-    outcome,todo = Outcome(skipped=[c.id for c in there]), [c for c in cases if c not in there]
-    def read(case): return load_case(models, case, cfg.slab)
+    outcome,todo,notes = Outcome(skipped=[c.id for c in there]), [c for c in cases if c not in there], {}
+    def read(case):
+        work,grid = load_case(models, case, cfg.slab)
+        notes[case.id] = notes_on(grid, work.data)
+        return work, grid
     def work(case, got): return segment(models, *got, cfg)
     def write(case, maps): save_case(maps | dict(labels=clean(maps['labels'])) if clean else maps, case, out)
     for case,seconds,error in pipeline(todo, read, work, write, ahead):
-        if error is None: outcome.done.append(case.id)
+        if error is None:
+            outcome.done.append(case.id)
+            outcome.notes += [f'{case.id}: {o}' for o in notes[case.id]]
         else: outcome.failed.append(_of_case(error, case))
         what = f'done in {seconds:.1f} s' if error is None else f'FAILED, {outcome.failed[-1].found}'
+        if error is None and notes[case.id]: what += f'; note: {"; ".join(notes[case.id])}'
         if echo: echo(f'{case.id}: {what}')
     return outcome
 
 def _of_case(e, case):
     "Any exception as a `CaseError` that names its case; the original is kept as its cause"
-    if isinstance(e, CaseError):
-        return e if e.case else CaseError(e.found, e.expected, e.fix, case.id, e.path)
-    known = isinstance(e, (OSError, RuntimeError, MemoryError))
-    fix = '' if known else 'this looks like a mistake in kits_nb: please report it with the scan\'s header'
+    if isinstance(e, (CaseError, OSError, MemoryError)): return case_error(e, case.id)
+    fix = '' if isinstance(e, RuntimeError) else \
+        "this looks like a mistake in kits_nb: please report it with the scan's header"
     error = CaseError(f'the case could not be predicted ({type(e).__name__}: {e})', '', fix, case.id, case.ct)
     error.__cause__ = e
     return error
