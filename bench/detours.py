@@ -5,12 +5,14 @@
     python bench/detours.py --before ../older  # with the fused losses of an older checkout
 
 A row says: the time of a step without this detour, over the time with all of them; above 1 the detour
-gains. Each is measured in pairs, one after the other and in turn the other way round; the table has the
-median of the pairs' ratios, and `low` and `high` are the quartiles. A measurement is as many steps as fill
-a quarter of a second. `plain network` is the plain network as PyTorch makes it, contiguous and in a process
-that gives its memory back; `plain layers` differ by the layers alone. The last row, with `--before`, is the
-other way round: the time with the plain losses, over the time with the losses of that checkout, which wrote
-both directions by hand. The CSV is what the chapter on fast layers shows."""
+gains. With and without have a process each, since memory that one keeps would help the other. They are
+measured in pairs, one after the other and in turn the other way round; the table has the median of the
+pairs' ratios, and `low` and `high` are the quartiles. A measurement is as many steps as fill a quarter of a
+second. `--add` keeps the rows of the file that this run does not measure. `plain network` is the plain
+network as PyTorch makes it, contiguous and in a process that gives its memory back; `plain layers` differ by
+the layers alone. The last row, with `--before`, is the other way round: the time with the plain losses, over
+the time with the losses of that checkout, which wrote both directions by hand. The CSV is what the chapter
+on fast layers shows."""
 
 import argparse, csv, importlib, statistics, sys, time, types
 from contextlib import contextmanager
@@ -30,6 +32,10 @@ ALL = 'all'
 
 def never(*args):
     return False
+
+
+def one_slab(*args):
+    return 1
 
 
 def norm_relu(x, gamma, beta, groups, eps):
@@ -62,6 +68,7 @@ VARIANTS = {
     'plain layers': dict(without=fast.FAST),
     '1x1x1 convolutions as products': dict(patch=[(fast, 'is_product', never)]),
     'small crops in halves': dict(patch=[(fast, 'is_slow', never)], only='float32'),
+    'weight gradients in slabs': dict(patch=[(fast, 'slab_count', one_slab)], only='bfloat16'),
     'normalisation in two passes': dict(
         patch=[(fast, 'group_norm_relu', norm_relu), (fast, '_norm_gradients', norm_gradients)]
     ),
@@ -169,25 +176,26 @@ def compare(args, network, side, precision, threads):
         '--work',
     ]
     env = dict(OMP_NUM_THREADS=str(threads))
-    workers = {
-        k: Worker(__file__, *map(str, options), *(['--keep'] if k else []), env=env) for k in (True, False)
-    }
 
-    def seconds(name, repeat=1):
-        return workers[VARIANTS[name].get('keep', True)].ask([name, repeat])
+    def worker(name):
+        keep = ['--keep'] if VARIANTS[name].get('keep', True) else []
+        return Worker(__file__, *map(str, options), *keep, env=env)
 
-    names = list(variants_for(args, network, side, precision))
-    for name in (ALL, *names):
-        seconds(name)  # warm: memory, oneDNN's kernels
-    repeat = max(1, round(0.25 / min(seconds(ALL) for _ in range(3))))
-    times = {name: [] for name in names}
-    for i in range(args.rounds):
-        for name in names:
+    for name in variants_for(args, network, side, precision):
+        workers = {k: worker(k) for k in (ALL, name)}
+
+        def seconds(k, repeat=1):
+            return workers[k].ask([k, repeat])
+
+        for k in (ALL, name, ALL, name):
+            seconds(k)  # warm: memory, oneDNN's kernels
+        repeat = max(1, round(0.25 / min(seconds(ALL) for _ in range(3))))
+        rounds = []
+        for i in range(args.rounds):
             pair = (ALL, name) if i % 2 == 0 else (name, ALL)
-            times[name].append({k: seconds(k, repeat) for k in pair})
-    for w in workers.values():
-        w.finish()
-    for name, rounds in times.items():
+            rounds.append({k: seconds(k, repeat) for k in pair})
+        for w in workers.values():
+            w.finish()
         inverse = bool(VARIANTS[name].get('loss'))
         ratios = sorted((o[ALL] / o[name] if inverse else o[name] / o[ALL]) for o in rounds)
         low, mid, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
@@ -219,6 +227,7 @@ def parse():
     p.add_argument('--only', default='', help='detours whose name holds one of these words')
     p.add_argument('--before', default='', help='an older checkout, for its losses')
     p.add_argument('--out', default=str(ROOT / 'nbs/engine/detours.csv'))
+    p.add_argument('--add', action='store_true', help='to the rows of that file, in place of older ones')
     for o in ('--network', '--precision'):
         p.add_argument(o, help=argparse.SUPPRESS)
     for o in ('--side', '--use-threads'):
@@ -233,27 +242,33 @@ def main():
     if args.work:
         return work(args)
     print(machine(), flush=True)
-    facts = dict(gone=False, cpu=cpu_name(), torch=torch.__version__, commit=commit_of(ROOT))
-    rows = []
+    facts = dict(cpu=cpu_name(), torch=torch.__version__, commit=commit_of(ROOT))
+    rows = {}
+    if args.add:
+        with open(args.out, newline='') as f:
+            rows = {key(o): o for o in csv.DictReader(f)}
     for network, side in (o.split(':') for o in args.configs.split(',')):
         for precision in args.precisions.split(','):
             for threads in map(int, args.threads.split(',')):
-                new = list(compare(args, network, int(side), precision, threads))
-                print(
-                    f'\n{network} {side}³ {precision}, {threads} threads: {new[0]["seconds"]} s a step '
-                    f'with all detours'
-                )
-                for o in new:
-                    print(
-                        f'{o["detour"]:38} {float(o["ratio"]):6.3f}   ({float(o["low"]):.3f} to '
-                        f'{float(o["high"]):.3f})'
-                    )
-                rows += [o | facts for o in new]
-                sys.stdout.flush()
-                with open(args.out, 'w', newline='') as f:  # after each setting: a run may be stopped
-                    w = csv.DictWriter(f, rows[0])
-                    w.writeheader()
-                    w.writerows(rows)
+                print(f'\n{network} {side}³ {precision}, {threads} threads', flush=True)
+                for o in compare(args, network, int(side), precision, threads):
+                    new = dict(detour=o['detour'], gone=False) | o | facts
+                    rows[key(new)] = new
+                    print('{detour:38} {ratio}   ({low} to {high}), {seconds} s with all'.format(**o))
+                    sys.stdout.flush()
+                    write(args.out, rows.values())  # a run may be stopped
+
+
+def key(row):
+    return tuple(str(row[k]) for k in ('detour', 'network', 'side', 'batch', 'precision', 'threads'))
+
+
+def write(path, rows):
+    rows = list(rows)
+    with open(path, 'w', newline='') as f:
+        w = csv.DictWriter(f, rows[0], lineterminator='\n')
+        w.writeheader()
+        w.writerows(rows)
 
 
 if __name__ == '__main__':
