@@ -12,13 +12,14 @@ import numpy as np, pandas as pd
 
 # %% ../../nbs/book/15_scores.ipynb #c86d9054
 from ..core import *
+from ..data.volume import *
 
 # %% ../../nbs/book/15_scores.ipynb #e615c235
 def as_mask(
-    x # Array of any dtype: bool, or 0 and one other value
+    x # Array, tensor or `Volume` of any dtype: bool, or 0 and one other value
 ) -> np.ndarray: # bool, same shape; raises `ValueError` for more than two values
     "A mask from what people have: bool, 0 and 1, or 0 and 255"
-    x = np.asarray(x)
+    x = np.asarray(x.data if isinstance(x, Volume) else x.detach().cpu() if hasattr(x, 'detach') else x)
     if x.dtype == bool: return x
     top = x.max(initial=0)
     if not ((x == 0) | (x == top)).all() or top < 0:

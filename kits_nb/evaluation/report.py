@@ -188,7 +188,8 @@ def curve_figure(
     import matplotlib.pyplot as plt
     fig,axs = plt.subplots(1, 3, figsize=(9.6,2.8), layout='constrained')
     losses = dict(loss='k', valid_loss='.6', dice='#0072B2', edge_dice=EDGE_COLOR, edge_bce='#009E73')
-    scores = dict(kidney_dice=KIDNEY_COLOR, tumor_dice=TUMOR_COLOR, composite_dice='.4')
+    scores = dict(kidney_dice=KIDNEY_COLOR, tumor_dice=TUMOR_COLOR, mass_dice='#56B4E9',
+                  composite_dice='.4')
     for ax,columns in zip(axs, (losses, scores, dict(lr='k'))):
         for k,color in columns.items():
             name = k.removesuffix('_dice') if columns is scores else k.replace('_', ' ')
@@ -203,20 +204,21 @@ def curve_figure(
 def score_parts(
     table,               # From `evaluate_folder`
     other=None,          # Table of another run
-    classes:str='kits19' # 'kits19' or 'kits23'
+    classes:str='kits19' # As in `evaluate_folder`
 ) -> list: # HTML
     "Means, the paper, another run, and strata"
     missing = int(only_cases(table).get('penalised', table.kidney*0).sum())
     out = [text_html('Scores', 'h2'),
            table_html(as_text(summarize_scores(table)), 'Mean, 95 % bootstrap interval, median and worst of '
                       f'the cases. {LEGEND} Missing masks: {missing}.')]
-    if classes == 'kits19':
+    if list(scored_classes(classes)) == ['kidney','tumor']:
         out.append(table_html(as_text(compare_with_paper(table)), 'Beside the paper. The data differ, so '
                               'this is a comparison of methods only where they are the same.'))
     if other is not None:
         out += [text_html('Beside another run', 'h2'),
                 table_html(as_text(compare_runs(table, other)), 'Differences case by case: this run minus '
                            'the other, 95 % interval, p of Wilcoxon\'s test, and wins, ties, losses.')]
+    if 'tumor' not in table: return out
     return out + [text_html('By tumor size', 'h2'),
                   table_html(as_text(by_size(table)), 'Tumor Dice by the true tumor volume, with 95 % '
                              'bootstrap intervals.')]
@@ -239,23 +241,29 @@ def worst_parts(
     data:Path|str,        # Data folder
     predictions:Path|str, # Folder of predictions
     n:int=4,              # Cases
-    classes:str='kits19'  # 'kits19' or 'kits23'
+    classes:str='kits19'  # As in `evaluate_folder`
 ) -> list: # HTML
     "Figures of the worst cases that have a prediction"
     found,out = {c.id: c for c in find_cases(data)}, []
     ranked = only_cases(table).sort_values('composite').index
     for id in [i for i in ranked if prediction_path(predictions, i).exists()][:n]:
-        truth = read_truth(found[id].seg, classes)
-        known = (0, *CLASSES[classes]['kidney'])
-        labels,_ = read_prediction(prediction_path(predictions, id), truth, id, known)
-        pred = truth.like(to_ipl(labels, truth.source.affine)[0])
-        fig = case_figure(model, _scan_of(found[id], truth), truth, pred)
+        try: fig = _figure_of(found[id], prediction_path(predictions, id), model, classes)
+        except Exception as e:
+            out.append(text_html(f'no picture: {case_error(e, id)}'))
+            continue
         words = ', '.join(f'{score_name(c)} {_short(c, table.loc[id, c])}' for c in score_columns(table)
                           if 'composite' not in c)
         maps = 'boundary probability, attention' if model else 'in two planes'
         alt = f'Six pictures of {id}: truth, prediction and errors, {maps}'
         out.append(figure_html(fig, f'{id}: {words}.', alt))
     return out
+
+def _figure_of(case, path, model, classes):
+    "The figure of one case"
+    truth = read_truth(case.seg, classes)
+    labels,_ = read_prediction(path, truth, case.id, prediction_classes(path.parent, classes))
+    pred = truth.like(to_ipl(labels, truth.source.affine)[0])
+    return case_figure(model, _scan_of(case, truth), truth, pred)
 
 def _scan_of(case, truth):
     "The scan of a case, or None if it is missing, unreadable or on another grid"
@@ -278,7 +286,7 @@ def write_report(
     cases:list|None=None,  # Ids of the cases; all that have labels by default
     scores:tuple|None=None,# What `evaluate_folder` returned, if it was called already
     other=None,            # Table of another run on the same cases, to compare with
-    classes:str='kits19'   # 'kits19' or 'kits23'
+    classes:str='kits19'   # As in `evaluate_folder`
 ) -> Path: # The file; raises `CaseError` if there is nothing to score
     "A self-contained HTML report on a folder of predictions"
     table,errors = scores or evaluate_folder(predictions, data, cases, classes=classes)

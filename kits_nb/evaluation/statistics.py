@@ -17,14 +17,14 @@ from ..core import *
 
 # %% ../../nbs/engine/62_statistics.ipynb #n8917
 def mean_ci(
-    x,                  # One number per case
+    x,                  # One number per case; a column of a table loses its row 'mean'
     level:float=.95,    # Of confidence
     n:int=2000,         # Resamples
     method:str='BCa',   # 'BCa' or 'percentile'
     seed:int=0          # Of the resamples
 ) -> tuple: # (mean, low, high); the ends are NaN for fewer than two cases
     "A mean and its bootstrap interval"
-    x = np.asarray(x, float)
+    x = np.asarray(only_cases(x) if hasattr(x, 'drop') else x, float)     # the row 'mean' is no case
     m = float(x.mean()) if len(x) else np.nan
     if len(x) < 2 or not np.isfinite(m): return m, np.nan, np.nan
     if np.ptp(x) == 0: return m, m, m

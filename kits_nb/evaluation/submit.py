@@ -31,7 +31,7 @@ def check_prediction(
     "Everything that is wrong with a prediction"
     if not Path(path).is_file(): return [_missing(path, case)]
     try: vol = read_volume(path)
-    except CaseError as e: return [e.of_case(case)]
+    except Exception as e: return [case_error(e, case, path)]
     return [CaseError(*o, case, path) for o in (*_value_problems(vol.data), *_scan_problems(vol, scan))]
 
 def _missing(path, case):
@@ -57,10 +57,22 @@ def _scan_problems(vol, scan):
         yield f'the scan cannot be read ({e})', '', f'check {scan}'
         return
     have,want = tuple(vol.source.shape), tuple(img.shape[:3])
-    if have != want:
+    grid,affine = to_ipl(np.broadcast_to(np.uint8(0), want), img.affine)
+    gap = corner_gap(grid.shape, affine, vol.affine) if grid.shape == vol.shape else np.inf
+    axes = [''.join(nib.aff2axcodes(o)) for o in (vol.source.affine, img.affine)]
+    if gap <= .1 and axes[0] != axes[1]:       # right, but the server compares the files' voxels one by one
+        yield (f'the prediction lies at the right place, but its axes are in the order {axes[0]}',
+               f'{axes[1]} as the scan has', _REORIENT)
+    elif have != want:
         yield f'the prediction has shape {have}', f'{want} as the scan has', 'predict on the original scan'
-    elif (gap := corner_gap(want, img.affine, vol.source.affine)) > .1:
-        yield f'the affine is {gap:.1f} mm off the scan\'s', 'at most 0.1 mm', 'copy the affine of the scan'
+    elif gap > .1:
+        lies = f'lies {gap:.1f} mm away from the scan' if gap < np.inf else 'lies elsewhere than the scan'
+        yield f'by its affine, the prediction {lies}', 'at most 0.1 mm', _WHICH
+
+_REORIENT = ("save it in the scan's order, for example with read_seg and write_volume of kits_nb, "
+             'or as_reoriented of nibabel')
+_WHICH = ('if it was made on the grid of the scan, give it the affine of the scan; if not, resample it '
+          'to that grid')
 
 # %% ../../nbs/engine/68_submit.ipynb #ndb2c
 def check_zip(

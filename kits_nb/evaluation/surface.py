@@ -6,8 +6,8 @@ Docs: https://kits-nb.github.io/kits_nb/engine/surface.html.md"""
 
 # %% auto #0
 __all__ = ['CORNERS', 'NEIGHBOURS', 'TOLERANCES', 'corner_groups', 'surface_loop', 'coplanar_points', 'loop_polygons',
-           'area_vectors', 'surface_table', 'crop_box', 'neighbour_codes', 'nearest_distances', 'crop_pair',
-           'surface_dice', 'edge_voxels', 'diagonal', 'hd95']
+           'area_vectors', 'surface_table', 'crop_box', 'neighbour_codes', 'nearest_distances', 'check_spacing',
+           'crop_pair', 'surface_dice', 'edge_voxels', 'diagonal', 'hd95']
 
 # %% ../../nbs/engine/60_surface.ipynb #n2c01
 from functools import lru_cache
@@ -134,6 +134,16 @@ def nearest_distances(
         out[alone] = tree.query(mm(at[alone]), distance_upper_bound=bound)[0]
     return out
 
+# %% ../../nbs/engine/60_surface.ipynb #t2f6eb0d
+def check_spacing(
+    spacing # mm: three numbers, or one for all axes
+) -> tuple: # Three floats; raises `CaseError` for anything else
+    "Distances in voxels of no size are no distances"
+    try: mm = np.broadcast_to(np.asarray(spacing, float), 3)
+    except (TypeError, ValueError): mm = np.zeros(1)
+    if np.isfinite(mm).all() and (mm > 0).all(): return tuple(mm.tolist())
+    raise CaseError(f'the spacing is {spacing}', 'three lengths in mm, in the order of the axes')
+
 # %% ../../nbs/engine/60_surface.ipynb #17a3f989
 def crop_pair(
     pred,  # Mask (D,H,W)
@@ -141,6 +151,8 @@ def crop_pair(
 ) -> list: # The two masks within the box that holds both, bool; None for each that is empty
     "Two masks without the empty space around them"
     pred,truth = as_mask(pred), as_mask(truth)
+    if pred.ndim != 3:
+        raise CaseError(f'the masks have the shape {pred.shape}', '(D,H,W)', 'take one case and one class')
     if pred.shape != truth.shape:
         raise CaseError(f'the prediction has shape {pred.shape}', f'{truth.shape} as the true labels have',
                         'predict on the original scan, not on a resampled one')
@@ -156,7 +168,8 @@ def surface_dice(
     tolerance:float    # mm
 ) -> float: # In [0,1]; 1 if both masks are empty, 0 if one is; raises `CaseError` if the shapes differ
     "Share of both surfaces that lies within the tolerance of the other one"
-    pred,truth = crop_pair(pred, truth)
+    spacing,(pred,truth) = check_spacing(spacing), crop_pair(pred, truth)
+    if not tolerance >= 0: raise CaseError(f'the tolerance is {tolerance} mm', 'at least 0')
     if pred is None or truth is None: return float(pred is truth)
     table,codes = surface_table(spacing), [neighbour_codes(m) for m in (pred, truth)]
     on = [(c > 0) & (c < 255) for c in codes]
@@ -196,9 +209,11 @@ def hd95(
     q:float=95                 # Percentile; 100 is the Hausdorff distance itself
 ) -> float: # mm; 0 if both masks are empty; raises `CaseError` if the shapes differ
     "95 % Hausdorff distance"
-    missing = diagonal(np.shape(pred), spacing) if penalty is None else penalty
-    pred,truth = crop_pair(pred, truth)
-    if pred is None or truth is None: return 0. if pred is truth else float(missing)
+    spacing = check_spacing(spacing)
+    if not 0 <= q <= 100: raise CaseError(f'the percentile is {q}', 'a number from 0 to 100')
+    shape,(pred,truth) = as_mask(pred).shape, crop_pair(pred, truth)
+    if pred is truth is None: return 0.
+    if pred is None or truth is None: return float(diagonal(shape, spacing) if penalty is None else penalty)
     edges = [edge_voxels(m) for m in (pred, truth)]
     far = [np.percentile(nearest_distances(a, b, spacing), q) for a,b in (edges, edges[::-1])]
     return float(max(far))   # eq. (2)
