@@ -12,11 +12,11 @@ __all__ = ['model_folders', 'load_models', 'prediction_path', 'load_case', 'save
 # %% ../../nbs/engine/52_cases.ipynb #n2a9e
 import hashlib, json, shutil, time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
-import nibabel as nib, torch
+import torch
 
 # %% ../../nbs/engine/52_cases.ipynb #nb0a8
-import kits_nb
 from ..core import *
 from ..data.volume import *
 from ..data.geometry import *
@@ -63,10 +63,10 @@ def prediction_path(
     out:Path|str,     # Folder of predictions
     case_id:str,      # 'case_00210', or any other id
     name:str='labels' # 'uncertainty', 'kidney' or 'tumor' for the other maps
-) -> Path: # Its label file, or the file of another map
+) -> Path: # Its label file, or the file of another map; raises `CaseError` for an id that is a path
     "The official name of a prediction"
     suffix = '' if name == 'labels' else f'_{name}'
-    return Path(out)/f'prediction_{case_id.removeprefix("case_")}{suffix}.nii.gz'
+    return inside(out, f'prediction_{case_id.removeprefix("case_")}{suffix}.nii.gz')
 
 # %% ../../nbs/engine/52_cases.ipynb #m006
 def load_case(
@@ -124,12 +124,23 @@ def _claim(out, models, cfg, clean, overwrite):
     made = json.loads(json.dumps(made))
     if path.exists() and not overwrite:
         old = load_json(path)
+        if not isinstance(old, dict): raise CaseError('the file describes no predictions', path=path,
+                                                      fix='choose another output folder, or overwrite them')
         if diff := [k for k in made if old.get(k) != made[k]]:
             raise CaseError(f'the predictions in this folder were made with other {" and ".join(diff)}',
                             fix='choose another output folder, or overwrite them', path=path)
         return
-    versions = dict(kits_nb=kits_nb.__version__, torch=torch.__version__, nibabel=nib.__version__)
-    save_json(path, made | dict(versions=versions))
+    save_json(path, made | dict(versions=versions('torch', 'numpy', 'nibabel'), inputs={}))
+
+def _note_inputs(out, cases):
+    "Write the fingerprints of scans into predictions.json, where they do not stand yet"
+    path = Path(out)/'predictions.json'
+    made = load_json(path)
+    known = made.setdefault('inputs', {})
+    if not (new := [c for c in cases if c.id not in known]): return
+    for c in new:
+        with suppress(OSError, TypeError): known[c.id] = file_hash(c.ct)      # the scan may be gone
+    save_json(path, made)
 
 # %% ../../nbs/engine/52_cases.ipynb #n209b
 def pipeline(
@@ -179,12 +190,17 @@ def predict_folder(
     overwrite:bool=False,              # Predict again what is there already?
     ahead:bool=True,                   # Read the next and write the last case in the background? Takes memory
     clean:Config|None=None             # Called with each label map before it is written: a `CleanConfig`
-) -> Outcome: # With a `CaseError` for each failed case; raises `CaseError` if `out` holds other predictions
+) -> Outcome: # With a `CaseError` for each failed case; raises `CaseError` if `out` holds other predictions or is in use
     "Segment many cases; one that fails does not stop the others"
     window_of(models, cfg)
+    with sole_writer(out): return _predict(models, cases, out, cfg, echo, overwrite, ahead, clean)
+
+def _predict(models, cases, out, cfg, echo, overwrite, ahead, clean):
+    "Into a folder that is ours"
     _claim(out, models, cfg, clean, overwrite)
     there = [c for c in cases if prediction_path(out, c.id).exists() and not overwrite]
     outcome,todo,notes = Outcome(skipped=[c.id for c in there]), [c for c in cases if c not in there], {}
+    _note_inputs(out, there)
     def read(case):
         work,grid = load_case(models, case, cfg.slab)
         notes[case.id] = notes_on(grid, work.data)
@@ -194,11 +210,12 @@ def predict_folder(
     for case,seconds,error in pipeline(todo, read, work, write, ahead):
         if error is None:
             outcome.done.append(case.id)
+            _note_inputs(out, [case])
             outcome.notes += [f'{case.id}: {o}' for o in notes[case.id]]
         else: outcome.failed.append(_of_case(error, case))
         what = f'done in {seconds:.1f} s' if error is None else f'FAILED, {outcome.failed[-1].found}'
         if error is None and notes[case.id]: what += f'; note: {"; ".join(notes[case.id])}'
-        if echo: echo(f'{case.id}: {what}')
+        if echo: echo(printable(f'{case.id}: {what}'))
     return outcome
 
 def _of_case(e, case):

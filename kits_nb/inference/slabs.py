@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/engine/50_slabs.ipynb #n1a7c
+from ..core import *
 from ..data.volume import *
 from .windows import *
 
@@ -173,6 +174,31 @@ def _inverse(s): return torch.where(s > 0, 1/s, 0)      # no window: the predict
 def _starts_in(box, window, overlap):
     return [[b.start + o for o in window_starts(b.stop-b.start, w, overlap)] for b,w in zip(box, window)]
 
+# %% ../../nbs/engine/50_slabs.ipynb #nc14a96
+def _no_memory(e):
+    "Does this error say that memory ran out?"
+    if isinstance(e, (MemoryError, torch.OutOfMemoryError)): return True
+    return isinstance(e, RuntimeError) and any(o in str(e) for o in ("can't allocate memory", 'out of memory'))
+
+def _thrifty(predict):
+    "A function of a list of windows that asks for fewer at once when memory runs out, from then on"
+    most = [None]
+    def ask(windows):
+        out = []
+        while len(out) < len(windows):
+            part = windows[len(out):][:most[0]]
+            try: out += predict(torch.stack(part))
+            except (RuntimeError, MemoryError) as e:
+                if not _no_memory(e): raise
+                fits = len(part)//2
+            else: continue
+            if not fits: raise CaseError('memory ran out with a single window',
+                                         fix='close other programs, or use smaller windows (--window)')
+            most[0] = fits
+            if torch.cuda.is_available(): torch.cuda.empty_cache()
+        return out
+    return ask
+
 # %% ../../nbs/engine/50_slabs.ipynb #n8843
 def sliding_slabs(
     predict:Callable,    # (B,C,*window) -> (B,channels,*window)
@@ -197,10 +223,11 @@ def sliding_slabs(
             part = ring[:,place]
             yield s, part.mul_(iz[s,None,None]*iy[:,None]*ix)          # eq. (2)
             part.zero_()
+    ask = _thrifty(predict)
     yield from final(0, starts[0][0])
     for z,following in zip(starts[0], [*starts[0][1:], shape[0]]):
         for batch in _batches(x, product([z], *starts[1:]), window, fill, batch_size, skip):
-            predictions = predict(torch.stack([w for _,w in batch]))
+            predictions = ask([w for _,w in batch])
             for (o,_),y in zip(batch, predictions): add_window(ring, y.to(ring), weight, o, shape[0])
         yield from final(z, following)
 
