@@ -190,7 +190,7 @@ def predict_folder(
     overwrite:bool=False,              # Predict again what is there already?
     ahead:bool=True,                   # Read the next and write the last case in the background? Takes memory
     clean:Config|None=None             # Called with each label map before it is written: a `CleanConfig`
-) -> Outcome: # With a `CaseError` for each failed case; raises `CaseError` if `out` holds other predictions or is in use
+) -> Outcome: # With a `CaseError` for each failed case; raises `CaseError` if `out` is used otherwise
     "Segment many cases; one that fails does not stop the others"
     window_of(models, cfg)
     with sole_writer(out): return _predict(models, cases, out, cfg, echo, overwrite, ahead, clean)

@@ -178,7 +178,8 @@ def _starts_in(box, window, overlap):
 def _no_memory(e):
     "Does this error say that memory ran out?"
     if isinstance(e, (MemoryError, torch.OutOfMemoryError)): return True
-    return isinstance(e, RuntimeError) and any(o in str(e) for o in ("can't allocate memory", 'out of memory'))
+    words = "can't allocate memory", 'out of memory'
+    return isinstance(e, RuntimeError) and any(o in str(e) for o in words)
 
 def _thrifty(predict):
     "A function of a list of windows that asks for fewer at once when memory runs out, from then on"
