@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # nbdev-test starts notebooks in the order of their names, and a long one that starts last runs alone. So the
 # command runs twice: for these, the first of which takes about as long as the others, then for all others.
-FIRST = ['12_training', '70_commands', '72_demo']
+FIRST = ['12_training', '32_export', '70_commands', '72_demo']
 
 
 def run(command, cwd=ROOT, **env):
