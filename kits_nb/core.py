@@ -89,7 +89,7 @@ def case_error(
         path = path or (e.filename if isinstance(e.filename, (str, os.PathLike)) else '')
         found,fix = _BY_NUMBER.get(e.errno, _other_words(e))
         out = CaseError(found, fix=fix, case=case, path=path)
-    elif isinstance(e, MemoryError):
+    elif isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError' or 'allocate memory' in str(e):
         fix = 'close other programs, or use smaller settings'
         out = CaseError('memory ran out', fix=fix, case=case, path=path)
     else: out = CaseError(f'unexpected {type(e).__name__}: {e}', case=case, path=path)
