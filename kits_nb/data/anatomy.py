@@ -184,11 +184,12 @@ class Patient:
         "A random field with lumps of a size, deviation about 1"
         return grid.spline(self.tile, pitch, box, None, self.offset(100 + k))*3
 
-# %% ../../nbs/engine/27_anatomy.ipynb #7d9ad0de
+# %% ../../nbs/engine/27_anatomy.ipynb #2e64eff3
 def _spine_y(z): return np.interp(z, [-330,-200,-100,0,60,110,160,220,260], [22,14,5,0,-6,-3,22,46,52])
 
 def _unit(v): return v/np.linalg.norm(v)
 
+# %% ../../nbs/engine/27_anatomy.ipynb #6937bf5f
 def _draw_body(rng, v):
     n = lambda s: rng.normal()*s*v.body
     belly = np.clip(rng.normal(.35, .35*v.body), -.1, 1.3)          # fat within
@@ -197,42 +198,43 @@ def _draw_body(rng, v):
     return dict(belly=belly, fat=fat, front=rng.uniform(.7, 1.3), wide=n(.05), deep=n(.05), skew=n(.05),
                 wall=rng.uniform(9, 17), dome=rng.normal(-150, 12*v.body), domediff=rng.normal(14, 7*v.body),
                 power=rng.uniform(2.1, 2.7), arms=arms, breath=n(8), vertebra=rng.uniform(.92, 1.1),
-                armx=rng.uniform(200, 235) + fat, fill=rng.uniform(0, 1.5, 3), bubble=rng.uniform(.3, 1.6),
+                seam=rng.uniform(.02, .16), armx=rng.uniform(200, 235) + fat, fill=rng.uniform(0, 1.5, 3),
+                bubble=rng.uniform(.3, 1.6),
                 colongas=rng.uniform(-1.2, .4), phase=rng.uniform(0, 1), scoliosis=n(5),
                 muscle=rng.uniform(.8, 1.15),
-                bowel=rng.uniform(-.1, .75), oral=rng.choice([9., .9, .2, -.4], p=[.45,.2,.2,.15]),
-                gas=rng.uniform(.5, 1.6), stomach=rng.uniform(.6, 1.35), gaslevel=rng.uniform(-85, -60),
+                bowel=rng.uniform(.05, 1.), oral=rng.choice([9., .9, .2, -.4], p=[.45,.2,.2,.15]),
+                gas=rng.uniform(.5, 1.6), stomach=rng.uniform(.75, 1.5), gaslevel=rng.uniform(-85, -60),
                 psoas=rng.uniform(.75, 1.25), colon=rng.uniform(.75, 1.25), bladder=rng.uniform(.5, 1.4),
                 spleen=float(np.exp(n(.18))), liver=float(np.exp(n(.08))), leftlobe=rng.uniform(.6, 1.25),
-                genital=rng.uniform(.6, 1.4), gap=rng.uniform(5, 16), gallbladder=rng.uniform(.3, 1.3))
+                genital=rng.uniform(.6, 1.4), gallbladder=rng.uniform(.3, 1.3))
 
-# %% ../../nbs/engine/27_anatomy.ipynb #c793e48f
+# %% ../../nbs/engine/27_anatomy.ipynb #69e7d0b5
 def _draw_kidney(rng, v, side, rare):
     s = float(np.exp(rng.normal(0, .07*v.shape)))
     pose = lambda sd: rng.normal(0, sd*v.pose)
-    down = 7 if side < 0 else -5
+    down = 3 if side < 0 else -2
     if rng.random() < .04*v.rare: down += rng.uniform(15, 70)          # ptosis
-    center = np.array([down + pose(13), 10 + pose(6), side*(72 + pose(6))])
+    center = np.array([down + pose(13), 2 + pose(6), side*(73 + pose(8))])
     long = _unit(np.array([.88, -.38 + pose(.13), side*(.14 + pose(.13))]))
     hilum = np.array([0, -.45 + pose(.25), -side])
     hilum = _unit(hilum - long*(hilum @ long))
-    radii = s*np.array([58, 33, 28])*np.exp(rng.normal(0, .05*v.shape, 3))    # long, to the hilum, thick
+    radii = s*np.array([60, 34.5, 29])*np.exp(rng.normal(0, .05*v.shape, 3))    # long, to the hilum, thick
     k = dict(side=side, center=center, long=long, hilum=hilum, radii=radii, bend=rng.uniform(.1, .3),
              cortex=rng.uniform(4.5, 7.5)*s, lobes=abs(rng.normal(0, 1.3*v.shape)),
              rough=rng.uniform(.6, 1.8),
-             sinus=rng.uniform(.35, .85), fat=rng.uniform(.3, 1.), pelvis=rng.uniform(.3, .8), hydro=0.,
-             pyramids=rng.uniform(17, 24), phase=rng.uniform(0, 6.3, 3), rim=rng.uniform(1, 5),
-             perirenal=float(np.exp(rng.normal(np.log(8), .6))), fascia=rng.random() < .6, scar=0.)
+             sinus=rng.uniform(.35, .85), fat=rng.uniform(.3, 1.), pelvis=rng.uniform(.15, .65), hydro=0.,
+             pyramids=rng.uniform(17, 24), phase=rng.uniform(0, 6.3, 3), rim=rng.uniform(.5, 5),
+             perirenal=float(np.exp(rng.normal(np.log(6), .6))), fascia=rng.random() < .6, scar=0.)
     if rare == 'atrophic':
         k.update(radii=radii*rng.uniform(.5, .75), sinus=1.1, cortex=k['cortex']*.6, rough=3.)
     if rare == 'hydro': k.update(hydro=rng.uniform(.3, 1.), pelvis=1.3, radii=radii*rng.uniform(1, 1.2))
     return k
 
-# %% ../../nbs/engine/27_anatomy.ipynb #58af60a8
+# %% ../../nbs/engine/27_anatomy.ipynb #33d24a44
 def _draw_tumor(rng, v, kidneys):
     k = kidneys[rng.integers(len(kidneys))]
-    mid = np.log(np.sqrt(5.5*65))
-    radius = float(np.exp(mid + (rng.uniform(np.log(5.5), np.log(65)) - mid)*min(v.tumor, 1.)))
+    mid = np.log(np.sqrt(5*60))
+    radius = float(np.exp(mid + (rng.uniform(np.log(5), np.log(60)) - mid)*min(v.tumor, 1.)))
     way = rng.normal(size=3)
     frame = np.stack([k['long'], k['hilum'], np.cross(k['long'], k['hilum'])])
     if way[1] > 0 and rng.random() < .8: way[1] *= -.7                      # rarely at the hilum
@@ -248,7 +250,7 @@ def _draw_tumor(rng, v, kidneys):
                 necrosis=rng.uniform(.2, .8) if radius > 12 and rng.random() < .55 else 0.,
                 calcium=rng.random() < .12, key=int(rng.integers(1000)))
 
-# %% ../../nbs/engine/27_anatomy.ipynb #a6b7ded0
+# %% ../../nbs/engine/27_anatomy.ipynb #7fa6eae6
 def _draw_cyst(rng, v, kidneys):
     k = kidneys[rng.integers(len(kidneys))]
     radius = float(np.exp(rng.uniform(np.log(2.5), np.log(16))))
@@ -274,10 +276,17 @@ def _join(kidneys):
         h = np.array([-.2, -1, 0.]); k['hilum'] = _unit(h - k['long']*(h @ k['long']))
         k['radii'] = np.array([64, 27, 24.])
 
+# %% ../../nbs/engine/27_anatomy.ipynb #60582bc2
 def _lesions(rng, v):
     n = rng.poisson(1.2*v.cysts) if rng.random() < .35 else 0
     size = lambda: float(np.exp(rng.uniform(np.log(3), np.log(22))))
     return [(rng.uniform([-135,-60,-125], [-30,30,-20]), size()) for _ in range(n)]
+
+def _collections(rng, v):
+    "Bags of fluid outside the kidneys"
+    n = rng.integers(1, 3) if rng.random() < .1*v.cysts else 0
+    return [(rng.uniform([-60,-60,-100], [180,20,100]),
+             rng.uniform(8, 35)*rng.uniform(.7, 1.3, 3)) for _ in range(n)]
 
 def _plaques(rng, aorta, ra):
     if rng.random() < .5: return []
@@ -296,7 +305,7 @@ def _stones(rng, v, kidneys):
                 out.append((at, rng.uniform(1.5, 5)))
     return out
 
-# %% ../../nbs/engine/27_anatomy.ipynb #ba4a21f7
+# %% ../../nbs/engine/27_anatomy.ipynb #fd54aae5
 def _tube(points, radii, structure, layer=0):
     points = np.asarray(points, float)
     return points, np.broadcast_to(np.asarray(radii, float), len(points)).copy(), structure, layer
@@ -308,6 +317,7 @@ def _curve(points, n):
 
 def _wiggle(rng, points, sd): return np.asarray(points, float) + rng.normal(0, sd, (len(points), 3))
 
+# %% ../../nbs/engine/27_anatomy.ipynb #46b32fe5
 def _vessels(rng, b, kidneys):
     "Aorta, cava and their branches, portal tree, vessels of bowel and pelvis"
     ra,rv,xa = rng.uniform(8, 12.5), rng.uniform(8, 13), 7 + rng.normal(0, 4)
@@ -327,7 +337,7 @@ def _vessels(rng, b, kidneys):
     out.append(_tube(aorta, ra*np.linspace(1.2, .85, len(aorta)), 'aorta', 2))
     return out + _mesentery(rng, xa), aorta, ra
 
-# %% ../../nbs/engine/27_anatomy.ipynb #2957f3ca
+# %% ../../nbs/engine/27_anatomy.ipynb #f693fa35
 def _branches(rng, k, xa):
     "Artery and vein of a kidney; the left vein passes in front of the aorta"
     s = k['side']
@@ -355,6 +365,7 @@ def _mesentery(rng, xa):
         out.append(_tube([root, middle, end], rng.uniform(1., 2.4), str(rng.choice(['vein', 'artery'])), 1))
     return out
 
+# %% ../../nbs/engine/27_anatomy.ipynb #fb5bbed7
 def _liver_tree(rng):
     out = []
     def grow(at, to, r, kind, depth):
@@ -385,7 +396,7 @@ def _bowels(rng, b):
     r = r*np.exp(rng.normal(0, .12, len(r)))
     return [_tube(colon, np.clip(r, 9, 38), 'colon', 0)]
 
-# %% ../../nbs/engine/27_anatomy.ipynb #890b6344
+# %% ../../nbs/engine/27_anatomy.ipynb #7d8eadd6
 def _small_organs():
     "Pancreas and adrenals"
     pan = _curve([[5,-45,-28], [-15,-52,-15], [-28,-56,10], [-42,-38,45], [-55,-10,80]], 9)
@@ -414,6 +425,23 @@ def _hips(metal):
             out.append(_tube(np.array(pts)*[1,1,s], r, kind, 7))
     return out
 
+def _devices(rng, b, screws, ecg):
+    "Screws and rods in the spine, electrodes with their wires on the skin"
+    out = []
+    for s in (-1,1) if screws else ():
+        z0 = rng.uniform(-30, 60)
+        out += [_tube([[z,38,s*17], [z,-4,s*11]], 2.8, 'metal', 8) for z in (z0, z0 + 35)]
+        out.append(_tube([[z0-8,41,s*18], [z0+43,41,s*18]], 3., 'metal', 8))
+    for _ in range(rng.integers(2, 5) if ecg else 0):
+        z,x = rng.uniform(-260, 40), rng.uniform(-100, 100)
+        wide,deep,mid = _frame(b, z)
+        y = mid - deep*np.sqrt(1 - (x/wide)**2) - b['fat'] - 6
+        out.append(_tube([[z,y,x], [z+1,y,x]], 3., 'wire', 0))
+        out.append(_tube([[z,y-4,x], [z-60,y-5,x+rng.normal(0,25)], [z-160,y-4,x+rng.normal(0,50)]], 1.2,
+                         'wire', 0))
+    return out
+
+# %% ../../nbs/engine/27_anatomy.ipynb #d75e4321
 def _ureter(k):
     s,h = k['side'], k['hilum']*k['radii'][1]
     start = k['center'] + h*.8
@@ -437,14 +465,14 @@ def _ribs(rng, b):
 def _frame(b, z):
     "Half-width, half-depth and middle of the muscular wall at heights z"
     knots = [-330,-200,-100,0,60,130,200,260,320,500]
-    wide = np.interp(z, knots, [132,147,146,138,134,146,162,166,150,145])*(1 + b['wide'])
-    deep = np.interp(z, knots, [88,100,100,90,86,90,98,98,92,90])*(1 + b['deep'])
+    wide = np.interp(z, knots, [140,157,158,150,145,154,166,168,150,145])*(1 + b['wide'])
+    deep = np.interp(z, knots, [95,108,108,98,92,95,100,98,92,90])*(1 + b['deep'])
     swell = b['belly']*np.interp(z, [-330,-150,-40,40,110,200], [0,.3,1,1,.8,0])
     back = np.interp(z, knots, [62,68,72,72,68,76,92,98,85,75])
     wide,deep = wide + 16*swell, deep + 17*swell
     return wide, deep, back - deep
 
-# %% ../../nbs/engine/27_anatomy.ipynb #38426bbd
+# %% ../../nbs/engine/27_anatomy.ipynb #ca2eaee2
 def draw_patient(
     seed:int=0,                   # Patient
     variety:Variety|str='clinic'  # How much patients differ, or its name in `VARIETY`
@@ -469,7 +497,8 @@ def draw_patient(
     cysts = [_draw_cyst(rng, v, kidneys) for _ in range(rng.poisson(1.1*v.cysts))]
     vessels,aorta,ra = _vessels(rng, b, kidneys)
     tubes = _bowels(rng, b) + _liver_tree(rng) + vessels + _ribs(rng, b)
-    organs = dict(lesions=_lesions(rng, v), calcium=_plaques(rng, aorta, ra), stones=_stones(rng, v, kidneys),
+    organs = dict(lesions=_lesions(rng, v), collections=_collections(rng, v),
+                  calcium=_plaques(rng, aorta, ra), stones=_stones(rng, v, kidneys),
                   hips=rng.random() < .03*v.rare, screws=rng.random() < .02*v.rare,
                   ecg=rng.random() < .3*v.rare,
                   cloth=rng.random() < .5, table=rng.random() < .95, tabledrop=rng.uniform(2, 14),
@@ -478,6 +507,7 @@ def draw_patient(
     p = Patient(seed, v, tile, scale, ((64., 4.*v.body), (26., 1.3)), b, organs, [], kidneys, tumors, cysts,
                 dict(rare=rare))
     tubes += [_ureter(k) for k in kidneys] + _small_organs() + _hips(organs['hips'])
+    tubes += _devices(rng, b, organs['screws'], organs['ecg'])
     at = p.shift(np.concatenate([t[0] for t in tubes]))              # all points at once
     ends = np.cumsum([len(t[0]) for t in tubes])
     p.tubes = [(at[e-len(pts):e], r, kind, layer) for e,(pts,r,kind,layer) in zip(ends, tubes)]
@@ -545,7 +575,7 @@ def capsule(
     d2.addcmul_(t, dot.mul_(-2).add_(t), value=ee)
     return d2.clamp_(min=0).sqrt_().sub_(t.mul_(float(rb - ra)).add_(float(ra)))
 
-# %% ../../nbs/engine/27_anatomy.ipynb #1bad0e9c
+# %% ../../nbs/engine/27_anatomy.ipynb #feba9338
 def _ball(z, y, x, center, radii):
     "About mm from an ellipsoid"
     q = sum(((o - c)/r)**2 for o,c,r in zip((z,y,x), center, radii)).sqrt_()
@@ -563,11 +593,12 @@ def _cut(box, other):
 
 def _within(box, other): return tuple(slice(i.start - j.start, i.stop - j.start) for i,j in zip(box, other))
 
+# %% ../../nbs/engine/27_anatomy.ipynb #03015e7e
 @patch
 def tubes(self:Canvas, layer, clip=None):
     "Paint the patient's tubes of a layer"
     for pts,r,kind,k in self.p.tubes:
-        if k == layer: self.tube(pts, r, kind, clip)
+        if k == layer and kind != 'colon': self.tube(pts, r, kind, clip)
 
 @patch
 def tube(self:Canvas, at, r, structure, clip=None):
@@ -587,6 +618,7 @@ def tube(self:Canvas, at, r, structure, clip=None):
             self.paint(sd.add_(wall), inner, box)
         else: self.paint(sd, structure, box)
 
+# %% ../../nbs/engine/27_anatomy.ipynb #1db4393f
 @patch
 def spot(self:Canvas, center, radius, structure, clip=None):
     "A ball"
@@ -635,7 +667,7 @@ def colon(self:Canvas, at, r):
                         self.g.coords(box)[1] - self.up(level, box))
     self.paint(torch.maximum(u + .5, gas), 'gas', box)
 
-# %% ../../nbs/engine/27_anatomy.ipynb #fdd5e73a
+# %% ../../nbs/engine/27_anatomy.ipynb #d4628ee0
 def _trunk(c):
     "Distances of skin, muscular wall and cavity on the coarse grid"
     b,z,y,x,g = c.p.body, c.z, c.y, c.x, c.coarse
@@ -650,7 +682,8 @@ def _trunk(c):
     front = dy/(r + 1e-3)                                       # -1 at the belly, 1 at the back
     level = col(np.interp(zs, [-330,-160,-60,40,120,220,330], [.55,.6,.8,1,1.25,1.2,1.]))
     fat = b['fat']*level*(.85 - .35*b['front']*front + .25*front*front) + 2.5 + 2*c.n1*b['fat']/25
-    body = frame - fat
+    body = torch.maximum(frame - fat, y - 84 - .8*b['fat'])                # the table flattens the back
+    frame = torch.maximum(frame, y - 84 - .35*b['fat'])
     wall = col(np.interp(zs, [-330,-90,0,80,120,200,260], [13,12,12,13,22,44,50]))*b['wall']/12
     cavity = torch.maximum(frame + wall*(1 - .4*torch.relu(-front)**2), z - 285)
     if b['arms']:
@@ -659,19 +692,24 @@ def _trunk(c):
         body,frame = torch.minimum(body, arm), torch.minimum(frame, arm + 4 + .3*b['fat'])
     return body, frame, cavity
 
-# %% ../../nbs/engine/27_anatomy.ipynb #e0387e13
+# %% ../../nbs/engine/27_anatomy.ipynb #63957334
 def _paint_trunk(c):
     "Skin, fat, wall and the fat of the cavity; returns the distances of wall and cavity"
     body,frame,cavity = _trunk(c)
     full = c.g.all
     up = c.up(body, full)
+    if c.p.organs['cloth']:                                             # folds of cloth off the skin
+        fold = c.p.lumps(c.coarse, c.coarse.all, 30., 14)
+        c.paint(c.up((body - 5 - 4*fold).abs() - .8 + 3*torch.relu(fold - 1), full), 'cloth', full)
     c.paint(up, 'skin', full)
     c.paint(up.add_(2.2), 'fat', full)
-    c.paint(c.up(frame, full), 'muscle', full)
-    if box := c.where((70,-190,-250), (640,190,250)):                   # fat between the muscles
-        seam = (c.p.lumps(c.coarse, c.coarse.all, 38., 3).abs() - .13)*16
-        c.paint(c.up(torch.maximum(torch.maximum(seam, frame + 7), 95 - c.z), box), 'vfat', box)
+    seam = (c.p.lumps(c.coarse, c.coarse.all, 38.,
+                      3).abs() - c.p.body['seam'])*16      # fat between the muscles
+    seam = torch.maximum(torch.maximum(seam, frame + 6), (90 - c.z)*.02)
+    c.paint(c.up(torch.maximum(frame, -seam), full), 'muscle', full)
     c.paint(c.up(cavity, full), 'vfat', full)
+    if c.p.organs['ascites']: c.paint(c.up(torch.maximum(cavity + 3, 72 - c.x.abs() + 14*c.n1), full),
+                                      'fluid', full)
     return frame, cavity
 
 def _paint_table(c):
@@ -709,12 +747,12 @@ def _paint_chest(c, cavity):
         c.paint(c.up(chamber, box), 'chamber', box)
     return above
 
-# %% ../../nbs/engine/27_anatomy.ipynb #0c96cc5c
+# %% ../../nbs/engine/27_anatomy.ipynb #c30f8846
 def _paint_liver(c, cavity, above):
     b,z,y,x = c.p.body, c.z, c.y, c.x
     if (box := c.where((-190,-150,-160), (90,90,110), 20)) is None: return
     k = b['liver']
-    right = _ball(z, y, x, (-62, -20, -88), (95*k, 100*k, 82*k))
+    right = _ball(z, y, x, (-60, -18, -92), (97*k, 104*k, 86*k))
     left = _ball(z, y, x, (-98, -62, 8), (44*k*b['leftlobe'], 36*k, 82*b['leftlobe']))
     liver = _blend(right, left, 18.) + 2.5*c.n1 + 1.2*c.n2
     liver = torch.maximum(torch.maximum(liver, -above + 2), cavity + 2)
@@ -743,18 +781,18 @@ def _paint_upper(c, cavity, above):
         c.paint(torch.maximum(u + .5, level + 0*u), 'gas', box)
     if box := c.where((-135,-60,60), (10,90,160)):
         k = b['spleen']
-        sp = _ball(z, y + .25*(x - 105), x, (-78, 20, 104), (50*k, 40*k, 24*k)) + 2.5*c.n1 + 1.*c.n2
+        sp = _ball(z, y + .25*(x - 112), x, (-74, 20, 112), (54*k, 46*k, 27*k)) + 2.5*c.n1 + 1.*c.n2
         sp = torch.maximum(sp, inner)
-        sp = torch.maximum(sp, -_ball(z, y, x, (-70, -20, 70), (42, 42, 28)))
+        sp = torch.maximum(sp, -_ball(z, y, x, (-66, -20, 74), (42, 42, 28)))
         c.paint(c.up(sp, box), 'spleen', box)
     c.tubes(4)
 
-# %% ../../nbs/engine/27_anatomy.ipynb #acd92e00
+# %% ../../nbs/engine/27_anatomy.ipynb #7fc115de
 def _paint_bowel(c, cavity, above):
     "Loops of small bowel as a field of lumps, and the colon"
     b,z,y,x = c.p.body, c.z, c.y, c.x
     if box := c.where((-60,-170,-130), (235,10,130)):
-        room = torch.maximum(_ball(z, y, x, (78, -66, 4), (132, 60 + 10*b['belly'], 114)), cavity + 5)
+        room = torch.maximum(_ball(z, y, x, (64, -64, 10), (142, 68 + 10*b['belly'], 128)), cavity + 5)
         n = c.p.lumps(c.coarse, c.coarse.all, 17., 7)
         loops = torch.maximum((b['bowel'] - .35 - n)*9, room)
         kind = c.p.lumps(c.coarse, c.coarse.all, 30., 8)
@@ -768,8 +806,9 @@ def _paint_bowel(c, cavity, above):
         c.paint(torch.maximum(u + 1, (b['gas'] + 1 + k)*6), 'gas', box)
     for pts,r,kind,_ in c.p.tubes:
         if kind == 'colon': c.colon(pts, r)
+    for at,r in c.p.organs['collections']: c.ellipsoid(at, r, 'fluid', rough=.1*float(min(r)))
 
-# %% ../../nbs/engine/27_anatomy.ipynb #1380e145
+# %% ../../nbs/engine/27_anatomy.ipynb #9298d7bc
 def _obstacle(c):
     "Distance of the spine and its muscles on the coarse grid"
     b,z,y,x = c.p.body, c.z, c.y, c.x
@@ -782,14 +821,15 @@ def _obstacle(c):
     py = col(np.interp(zs, [-40,30,110,170,230,280], [6,8,0,-18,-28,-10]))
     pr = col(np.interp(zs, [-75,-40,0,60,120,200,260,310], [.1,7,14,20,20,18,17,12]))*b['psoas']
     psoas = torch.sqrt(((ax - px)/.95)**2 + (y - py)**2) - pr
-    er = col(np.interp(zs, [-300,-100,0,100,170,230], [16,19,23,22,14,2]))*m
-    erector = (torch.sqrt(((ax - 33)/1.45)**2 + (y - ys - 46)**2) - er)*1. + .8*c.n2
-    quad = torch.maximum(torch.sqrt(((ax - 72)/24)**2 + ((y - 34)/8)**2)*8 - 8*m, (z - 35).abs() - 55)
-    muscles = torch.minimum(torch.minimum(psoas, erector), quad) + .8*c.n1
+    er = col(np.interp(zs, [-300,-100,0,100,170,230], [15,17,20,20,13,2]))*m
+    erector = torch.sqrt(((ax - 33)/1.6)**2 + (y - ys - 51)**2) - er + .8*c.n2
+    quad = torch.maximum(torch.sqrt(((ax - 70)/24)**2 + ((y - 38)/7)**2)*7 - 7*m, (z - 35).abs() - 55)
+    seam = (.6*b['seam'] - c.p.lumps(c.coarse, c.coarse.all, 15., 4).abs())*6             # fat in the muscles
+    muscles = torch.minimum(torch.minimum(psoas, torch.maximum(erector, seam)), quad) + .8*c.n1
     body = torch.sqrt(x*x/1.5 + (y - ys)**2) - 19
     return muscles, torch.minimum(muscles, body)
 
-# %% ../../nbs/engine/27_anatomy.ipynb #5e1fdb5e
+# %% ../../nbs/engine/27_anatomy.ipynb #d5cfb07d
 def _paint_spine(c):
     "All vertebrae and discs at once: a column that repeats"
     b = c.p.body
@@ -804,32 +844,32 @@ def _paint_spine(c):
     h,level = col(height(zs)), col(zs)
     w = phase + (z - level)/h                               # counts vertebrae
     u = (w - w.round()).abs_()*h                            # mm from the middle of one
-    size = col(np.interp(zs, [-330,-100,0,100,130,200], [13,15,17.5,19,20,12]))
+    size = col(np.interp(zs, [-330,-100,0,100,130,200], [14,16,18.5,20,20,12]))
     body = torch.sqrt((x/1.32)**2 + (y + 2)**2) - size + 1.2*torch.cos(u/h*6.28)
     below = level - 118                                     # the sacrum has no discs
     c.paint(torch.maximum(body - .5, below), 'disc', box)
     thick = col(np.interp(zs, [-330,-100,0,100], [2,2.8,4.2,5]))
     bone = torch.maximum(torch.maximum(body, thick - h*.5 + u), below)
     c.paint(bone, 'bone', box)
-    c.paint(bone.add_(2.), 'marrow', box)
+    c.paint(bone.add_(1.7), 'marrow', box)
     ring = torch.sqrt((x/1.15)**2 + (y - 27)**2)
     back = torch.maximum(_vertebra_back(ring, y, x, u, h), below - 40) + .5*c.p.lumps(c.g, box, 8., 11)
     c.paint(back, 'bone', box)
     c.paint(back.add_(2.6), 'marrow', box)
     c.paint(torch.maximum(ring - 8.5, below - 60), 'canal', box)
 
-# %% ../../nbs/engine/27_anatomy.ipynb #bab6a033
+# %% ../../nbs/engine/27_anatomy.ipynb #ca558d1f
 def _vertebra_back(ring, y, x, u, h):
     "Lamina, pedicles, spine, transverse processes and joints of a vertebra"
     ax = x.abs()
     lamina = torch.maximum(ring - 13.5, u - h*.36)
     pedicle = torch.maximum(torch.maximum((ax - 14).abs() - 5, (y - 20).abs() - 9), u - 8)
     spine = torch.maximum(torch.maximum(ax - 3.2, (y - 52).abs() - 17), u - h*.3 - (y - 52)*.1)
-    cross = torch.maximum(torch.maximum((y - 26 - .1*ax).abs() - 4, (ax - 27).abs() - 18), u - 6)
+    cross = torch.maximum(torch.maximum((y - 26 - .1*ax).abs() - 3, (ax - 27).abs() - 18), u - 6)
     joint = torch.sqrt((ax - 17)**2*1.2 + (y - 33)**2) - 8
     return torch.minimum(torch.minimum(lamina, pedicle), torch.minimum(torch.minimum(spine, cross), joint))
 
-# %% ../../nbs/engine/27_anatomy.ipynb #b19df5ff
+# %% ../../nbs/engine/27_anatomy.ipynb #8ff07d7a
 def _paint_pelvis(c):
     "Sacrum, iliac bones, hips and thighs"
     b = c.p.body
@@ -845,6 +885,15 @@ def _paint_pelvis(c):
     for s in (-1,1): _paint_wing(c, s)
     c.tubes(7)
 
+def _paint_lower(c, cavity):
+    "Bladder, uterus or prostate"
+    b = c.p.body
+    s = b['bladder']
+    c.ellipsoid((262, 5, 0), np.array([22,18,24])*b['genital'], 'genital', rough=2.)
+    c.ellipsoid((250 - 14*s, -38, 0), np.array([34,30,38])*s + 3, 'bladderwall', rough=1.)
+    c.ellipsoid((250 - 14*s, -38, 0), np.array([34,30,38])*s, 'urine', rough=1.)
+
+# %% ../../nbs/engine/27_anatomy.ipynb #41c87a86
 def _paint_wing(c, s):
     "An iliac bone: in every axial plane a bowed line from the sacrum to the front"
     box = c.where((60,-85,min(s*25, s*150)), (250,95,max(s*25, s*150)))
@@ -864,15 +913,7 @@ def _paint_wing(c, s):
     c.paint(wing, 'bone', box)
     c.paint(wing + 2.2, 'marrow', box)
 
-def _paint_lower(c, cavity):
-    "Bladder, uterus or prostate"
-    b = c.p.body
-    s = b['bladder']
-    c.ellipsoid((262, 5, 0), np.array([22,18,24])*b['genital'], 'genital', rough=2.)
-    c.ellipsoid((250 - 14*s, -38, 0), np.array([34,30,38])*s + 3, 'bladderwall', rough=1.)
-    c.ellipsoid((250 - 14*s, -38, 0), np.array([34,30,38])*s, 'urine', rough=1.)
-
-# %% ../../nbs/engine/27_anatomy.ipynb #f0d90f1d
+# %% ../../nbs/engine/27_anatomy.ipynb #c3148c9f
 def _local(k, z, y, x):
     "Coordinates in a kidney's own frame"
     d = [o - float(c) for o,c in zip((z,y,x), k['center'])]
@@ -892,9 +933,10 @@ def _kidney_sd(c, k, box, obstacle):
     q = torch.sqrt((a/L)**2 + (b/W)**2 + (t/T)**2)
     sd = (q - 1)*(T*1.08) + k['rough']*c.p.lumps(c.g, box, 14., 30)
     if k['lobes'] > .3: sd = sd + k['lobes']*torch.cos(a*(6.28/24) + float(k['phase'][2]))*torch.cos(t*.12)
-    sd = torch.maximum(sd, 1.5 - c.up(obstacle, box))
+    sd = torch.maximum(sd, k['rim'] - c.up(obstacle, box))
     return sd, a, b, t
 
+# %% ../../nbs/engine/27_anatomy.ipynb #7b71a7d8
 def _paint_kidney(c, k, obstacle):
     if (box := _kidney_box(c, k, 0)) is None: return
     sd,a,b,t = _kidney_sd(c, k, box, obstacle)
@@ -908,8 +950,8 @@ def _paint_kidney(c, k, obstacle):
     c.paint(med, 'medulla', box)
     s = k['sinus']
     bs = b - .42*W
-    q = torch.sqrt((a/(.55*L*(.5 + .5*s)))**2 + (bs/(.72*W))**2 + (t/(.55*T*s + 2))**2)
-    sinus = (q - 1)*(.6*T*s + 2) + 1.3*n + 2.5*(pat - .1) + (1 - k['fat'])*5
+    q = torch.sqrt((a/(.55*L*(.5 + .5*s)))**2 + (bs/(.72*W))**2 + (t/(.46*T*s + 2))**2)
+    sinus = (q - 1)*(.5*T*s + 2) + 1.3*n + 4*(pat - .05) + (1 - k['fat'])*5
     c.paint(sinus, 'sinus', box)
     g = k['pelvis']*(1 + k['hydro'])
     qp = torch.sqrt((a/(.26*L*g + 2))**2 + ((b - .5*W)/(.62*W))**2 + (t/(.26*T*g + 2.5))**2)
@@ -918,8 +960,10 @@ def _paint_kidney(c, k, obstacle):
     pelvis = torch.minimum(pelvis, calyx)
     if k['hydro']: pelvis = torch.minimum(pelvis, torch.maximum(sinus - 7*k['hydro'], (pat - .2)*9))
     c.paint(torch.maximum(pelvis, sd + 3), 'pelvis', box)
+    knots = c.p.lumps(c.g, box, 5.5, 32)                        # vessels of the sinus
+    c.paint(torch.maximum(torch.maximum((1.2 - knots)*2.5, sinus + .5), 1.5 - pelvis), 'vein', box)
 
-# %% ../../nbs/engine/27_anatomy.ipynb #f0df7f1c
+# %% ../../nbs/engine/27_anatomy.ipynb #086f8702
 def _paint_perirenal(c, k, obstacle, cavity):
     if (box := _kidney_box(c, k, k['perirenal'] + 6)) is None: return
     sd,*_ = _kidney_sd(c, k, box, obstacle*0 + 99)
@@ -927,15 +971,18 @@ def _paint_perirenal(c, k, obstacle, cavity):
     sd = sd - thick
     cav = c.up(cavity, box) + 1
     c.paint(torch.maximum(sd, cav), 'vfat', box)
-    if k['fascia']: c.paint(torch.maximum((sd - .3).abs() - .55, cav), 'fascia', box)
+    if not k['fascia']: return
+    strand = torch.maximum((c.p.lumps(c.g, box, 22., 34).abs() - .05)*6, sd)            # threads in the fat
+    c.paint(torch.maximum(torch.minimum((sd - .3).abs() - .55, strand), cav), 'fascia', box)
 
+# %% ../../nbs/engine/27_anatomy.ipynb #490b817f
 def _tumor_sd(c, t, box, obstacle):
     z,y,x = c.warp(box)
     r = t['radius']
     q = torch.sqrt(sum(((o - float(m))/float(s))**2 for o,m,s in zip((z,y,x), t['center'], t['axes'])))
     sd = q - r
     for j,(amp,pitch) in enumerate(zip(t['lumps'], (*t['pitch'], 4.))):
-        sd = sd + amp*r*c.p.lumps(c.g, box, pitch, t['key'] + 200 + j)
+        sd = sd + amp*(r if j < 2 else min(r, 20))*c.p.lumps(c.g, box, pitch, t['key'] + 200 + j)
     out = t['side']*x                       # beside the spine, in front of the muscles at the back
     sd = torch.maximum(torch.maximum(sd, 16 - out), torch.maximum((35 + .9*y - out)*.75, y - 42))
     return torch.maximum(sd, 1. - c.up(obstacle, box))
@@ -956,7 +1003,7 @@ def _paint_tumor(c, t, i, obstacle):
         n = c.p.lumps(c.g, box, 5., t['key'] + 220)
         c.paint(torch.maximum(sd + 2, (2.1 - n)*2), 'tumorcalcium', box)
 
-# %% ../../nbs/engine/27_anatomy.ipynb #7119d21f
+# %% ../../nbs/engine/27_anatomy.ipynb #c4e4e863
 def render(
     p:Patient,          # From `draw_patient`
     grid:Grid,          # Voxels to fill
@@ -966,6 +1013,7 @@ def render(
     "Paint a patient on a grid"
     c = Canvas(p, grid, values, amps)
     _paint_table(c)
+    c.tubes(0)
     frame,cavity = _paint_trunk(c)
     above = _paint_chest(c, cavity)
     _paint_bowel(c, cavity, above)
@@ -984,6 +1032,7 @@ def render(
     c.tubes(2)
     for at,r in p.organs['calcium']: c.spot(at, r, 'calcium')
     c.tubes(3)
+    c.tubes(8)
     _paint_lower(c, cavity)
     c.tubes(6)
     for k in p.kidneys: _paint_kidney(c, k, block)

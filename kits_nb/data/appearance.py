@@ -27,11 +27,11 @@ PHASES = dict(
     ureter=(8,14,20,60,500), skin=(20,30,40,40,38), bladderwall=(35,50,55,55,50), esophagus=(36,60,65,60,55),
     lesion=(30,50,55,55,50))
 
-# %% ../../nbs/engine/28_appearance.ipynb #fb139100
+# %% ../../nbs/engine/28_appearance.ipynb #4e435341
 FIXED = dict(   # HU of tissues that take up no contrast: lowest and highest mean over patients, unevenness
     air=(-1000,-1000,0), fat=(-112,-95,7), vfat=(-108,-90,9), fascia=(-40,10,8), lung=(-900,-780,25),
     gallbladder=(0,18,2), meal=(5,60,14), stool=(-20,70,55), chyme=(15,50,12), oral=(200,600,60),
-    gas=(-1000,-930,8), calcium=(350,900,60), bone=(330,620,60), marrow=(90,240,38), disc=(65,100,8),
+    gas=(-1000,-930,8), calcium=(350,900,60), bone=(300,560,60), marrow=(120,280,45), disc=(65,100,8),
     canal=(18,35,6), cartilage=(60,140,10), fluid=(2,22,3), table=(-300,250,20), cloth=(-800,-300,60),
     metal=(2500,3071,0), wire=(300,1500,0), sinus=(-95,-55,14), outercyst=(-2,16,2), cyst=(-2,16,2),
     densecyst=(35,85,5), stone=(300,1300,80), fatlesion=(-90,-30,20), tumorcalcium=(200,700,50))
@@ -112,7 +112,7 @@ def blur(
         for j in range(1, 2*r+1): x.add_(pad.narrow(d, j, n), alpha=float(k[j]/k.sum()))
     return x
 
-# %% ../../nbs/engine/28_appearance.ipynb #0373df7b
+# %% ../../nbs/engine/28_appearance.ipynb #0e8ff013
 def noise_tiles(
     seed:int,           # Scan
     grain:float=.3,     # Highest frequency in the plane, cycles per voxel
@@ -120,10 +120,10 @@ def noise_tiles(
 ) -> list: # Of two periodic arrays; their sum has the deviation 1
     "Noise with the spectrum of filtered back-projection"
     rng,out = np.random.default_rng([seed, 5]), []
-    for n in ((31,61,67), (29,71,53)):
+    for n in ((23,53,61), (19,59,47)):
         fy,fx = np.fft.fftfreq(n[1])[:,None], np.fft.rfftfreq(n[2])
         f = np.sqrt(fy**2 + fx**2)
-        gain = (.02 + f)*np.exp(-(f/grain)**2)*(1 - streaks + streaks*2.5*np.exp(-(fx/.04)**2))
+        gain = (.02 + f)*np.exp(-(f/grain)**2)*(1 - streaks + streaks*1.5*np.exp(-(fx/.07)**2))
         gain = gain*np.exp(-(np.fft.fftfreq(n[0])/.4)**2)[:,None,None]
         x = np.fft.irfftn(np.fft.rfftn(rng.standard_normal(n, np.float32))*gain, n).astype(np.float32)
         out.append(x/x.std()*.7071)
@@ -144,7 +144,7 @@ def scan_noise(
         out = x if out is None else out.add_(x)
     return out
 
-# %% ../../nbs/engine/28_appearance.ipynb #843b3d0b
+# %% ../../nbs/engine/28_appearance.ipynb #ce4803d5
 def draw_scanner(
     seed:int=0,                   # Scan
     variety:Variety|str='clinic'  # `imaging` scales what is not ideal
@@ -155,8 +155,8 @@ def draw_scanner(
     small = rng.random() < .15*w
     return dict(fwhm=rng.uniform(.8, 1.6), slice=rng.uniform(.6, 1.3),
                 sharpen=rng.uniform(0, .8)*(rng.random() < .3),
-                noise=float(np.exp(rng.normal(np.log(11), .45)))*w, grain=rng.uniform(.18, .42),
-                streaks=rng.uniform(.2, .9)*(rng.random() < .2*w), gain=1 + rng.normal(0, .008)*w,
+                noise=float(np.exp(rng.normal(np.log(9), .45)))*w, grain=rng.uniform(.18, .42),
+                streaks=rng.uniform(.1, .6)*(rng.random() < .2*w), gain=1 + rng.normal(0, .008)*w,
                 offset=rng.normal(0, 3)*w, cup=rng.normal(0, 5)*w,
                 radius=rng.uniform(*((150, 195) if small else (205, 260))),
                 center=(rng.normal(-15, 8), rng.normal(0, 8)),
@@ -217,7 +217,7 @@ def region_center(
     move = rng.uniform(-1, 1, 3)*jitter*np.array(shape)*spacing/2
     return tuple((p.shift(np.asarray(at, float)[None])[0] + move).tolist())
 
-# %% ../../nbs/engine/28_appearance.ipynb #603436b8
+# %% ../../nbs/engine/28_appearance.ipynb #4e9886ae
 def make_patient(
     seed:int=0,                    # Patient and scan
     shape:tuple=(128,128,128),     # (D,H,W)
@@ -241,5 +241,6 @@ def make_patient(
         labels = labels.reshape(shape[0], fine, *shape[1:]).median(1).values
         full = full.reshape(shape[0], fine, *shape[1:])[:,fine//2].contiguous()
         grid = Grid(shape, spacing, center, device)
-    hu = take_scan(hu, full, grid, draw_scanner(seed, p.variety), seed, p.organs['hips'])
+    hu = take_scan(hu, full, grid, draw_scanner(seed, p.variety), seed,
+                   p.organs['hips'] or p.organs['screws'])
     return (hu, labels, full) if structures else (hu, labels)
