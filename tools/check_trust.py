@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Bad inputs, hostile files and faults, each with its exact outcome: `python tools/check_trust.py [SECTION ...]`
+"""Bad inputs, hostile files and faults, each with its exact outcome: `python tools/check_trust.py [SECTION ..]`
 
 Each section is a module of tools/trust with a function `main()` that returns counts (a dictionary: 'tried',
-'wrong' and what else it counts). Prints a line a section and a total; the exit code is 1 if anything is wrong."""
+'wrong' and what else it counts). Prints a line a section and a total; the exit code is 1 if anything is
+wrong."""
 import importlib, os, sys, time, traceback
 from collections import Counter
 from pathlib import Path
@@ -29,7 +30,8 @@ def run_section(name):
 
 def main(names):
     there = [o for o in SECTIONS if (Path(__file__).resolve().parent/'trust'/f'{o}.py').exists()]
-    if unknown := set(names) - set(there): sys.exit(f'there is no section {", ".join(unknown)}: {", ".join(there)}')
+    if unknown := set(names) - set(there):
+        sys.exit(f'there is no section {", ".join(unknown)}, only {", ".join(there)}')
     total = sum((run_section(o) for o in names or there), Counter())
     total.setdefault('wrong', 0)
     print('=== ' + table.line('total', total))

@@ -1,8 +1,8 @@
 """A table of bad inputs: what is written, what is called, and the exact outcome.
 
-An `Entry` has a name, a kind (a heading of the table), a function that writes the input into a folder, what to
-run on it, and the outcome: `Accepted` with the value, or `Refused` with words that stand in the sentence: the
-file, what was found, what to do. `run_table` runs entries and prints what is wrong; `count` adds up.
+An `Entry` has a name, a kind (a heading of the table), a function that writes the input into a folder, what
+to run on it, and the outcome: `Accepted` with the value, or `Refused` with words that stand in the sentence:
+the file, what was found, what to do. `run_table` runs entries and prints what is wrong.
 
     Entry('a folder instead of a file', 'whose fault is it', lambda d: (d/'a.nii').mkdir(),
           lambda d: read_ct(d/'a.nii'), Refused('a.nii', 'is a folder', 'NIfTI'))
@@ -11,11 +11,12 @@ file, what was found, what to do. `run_table` runs entries and prints what is wr
           Refused('b.nii.gz', 'ends early', 'copy or download it again', makes=['out/prediction_a.nii.gz']))
 
 A function is called with the folder. `CaseError` and `ValueError` are refusals; any other exception is a
-traceback and wrong. A command runs in this process (importing PyTorch takes seconds), or as a process of its own
-(`process=True`); a refusal is exit code 1 or 2 with words on stderr, and without a traceback. Afterwards no file
-below the folder may be half-written, and no temporary file may be left. `makes` are patterns of what must have
-been made below the folder, `only` says that nothing else may have been."""
-import contextlib, fnmatch, gzip, io, json, os, re, runpy, subprocess, sys, tempfile, time, traceback, warnings
+traceback and wrong. A command runs in this process (importing PyTorch takes seconds), or as a process of its
+own (`process=True`); a refusal is exit code 1 or 2 with words on stderr, and without a traceback. Afterwards
+no file below the folder may be half-written, and no temporary file may be left. `makes` are patterns of what
+must have been made below the folder, `only` says that nothing else may have been."""
+import contextlib, fnmatch, gzip, io, json, os, re, runpy, subprocess, sys
+import tempfile, time, traceback, warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
