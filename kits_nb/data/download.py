@@ -187,9 +187,9 @@ def _receive(file, part, stop, count):
     headers = {'Accept-Encoding': 'identity'} | ({'Range': f'bytes={have}-'} if have else {})
     with _open(file.url, **headers) as r:
         _check_answer(r, file, have)
-        with open(part, 'ab' if r.status == 206 else 'wb') as f:
+        with open(part, 'ab' if r.status == 206 else 'wb', buffering=0) as f:
             left = file.size - f.tell()
-            while left and (data := r.read(min(left, 2**18))):
+            while left and (data := r.read1(min(left, 2**18))):
                 if stop.is_set(): raise KeyboardInterrupt
                 f.write(data); left -= len(data); count(len(data))
     if left: raise _Transient(f'the connection ended {left} bytes too early')
