@@ -16,13 +16,13 @@ Each section is a process with a time limit of its own; what it found before its
 
 bench/README.md says what to carry to a machine without a network."""
 
-import argparse, json, os, re, signal, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, re, signal, statistics, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'bench')]
 LIMITS = dict(correct=60, cells=60, ceilings=20, step=190, epoch=70, scan=80, resume=60)  # seconds: 540 in all
-FULL = dict(small=96, crop=176, scan=(400, 447, 447), volume=(192, 256, 256), cases=4, per_case=16, preset='paper', models=5)
+FULL = dict(small=64, crop=176, scan=(400, 447, 447), volume=(192, 256, 256), cases=4, per_case=16, preset='paper', models=5)
 TINY = dict(small=16, crop=32, scan=(32, 40, 40), volume=(40, 64, 64), cases=3, per_case=2, preset='tiny', models=2)
 
 
@@ -108,6 +108,7 @@ def correct(args):
             for fast in (False, True):
                 dtype = torch.bfloat16 if half else torch.float32
                 net = place(copy.deepcopy(plain), args.device, dtype, fast=fast)
+                torch.backends.cudnn.benchmark = False  # trying takes longer than computing once
                 got = numbers(net, x, labels, half)
                 errors[half, fast] = [relative(a, b) for a, b in zip(got, want)]
                 logits, loss, grads = errors[half, fast]
@@ -119,6 +120,7 @@ def correct(args):
     n, crop = args.size['small'], args.size['crop']
     x, labels = batch(n, 1, args.device)
     exact = place(copy.deepcopy(plain), args.device, fast=False).double()
+    torch.backends.cudnn.benchmark = False
     want = numbers(exact, x.double(), labels, False)
     compare(n, 'float64', want, x, labels)
     del exact, want
@@ -343,30 +345,29 @@ def kernels(args, name, f, most=16):
         say('step', f'  {key[:90]}', ms=ms, count=n)
 
 
-def start_compiling(args):
-    "Processes that compile the step's variants side by side, for the section that times them one by one"
-    names = [k for k, v in variants(args).items() if v.get('compiled')]
-    return [start(args, 'step', ['--variant', k]) for k in names]
-
-
 # --- epoch -----------------------------------------------------------------------------------------------
+
+
+def write_cases(args):
+    from kits_nb.data.phantom import write_phantoms
+    from kits_nb.data.store import prepare_folder, PrepareConfig
+
+    work, n = Path(os.environ['KITS_BENCH']), args.size['cases']
+    spacing = (4.0, 4.0, 4.0) if args.tiny else (1.0, 1.0, 1.0)
+    workers = min(n, os.cpu_count())
+    write_phantoms(work / 'data', n, shape=args.size['volume'], spacing=spacing, n_workers=workers)
+    prepare_folder(work / 'data', work / 'prepared', PrepareConfig(spacing=spacing), n_workers=workers)
 
 
 def epoch(args):
     import torch
     from fastai.callback.core import Callback
-    from kits_nb.data.phantom import write_phantoms
-    from kits_nb.data.store import load_prepared, prepare_folder, PrepareConfig
+    from kits_nb.data.store import load_prepared
     from kits_nb.training.learner import make_learner
     from kits_nb.training.recipe import get_recipe
     from kits_nb.training.run import train
 
-    size, full = args.size, not args.tiny
-    work = Path(tempfile.mkdtemp())
-    workers = min(size['cases'], os.cpu_count())
-    spacing = (1.0, 1.0, 1.0) if full else (4.0, 4.0, 4.0)
-    write_phantoms(work / 'data', size['cases'], shape=size['volume'], spacing=spacing, n_workers=workers)
-    prepare_folder(work / 'data', work / 'prepared', PrepareConfig(spacing=spacing), n_workers=workers)
+    size, full, work = args.size, not args.tiny, Path(os.environ['KITS_BENCH'])
     recipe = get_recipe('paper' if full else 'tiny').replace(
         crop=(size['crop'],) * 3, per_case=size['per_case'], valid_per_case=1, epochs=3, n_folds=size['cases'],
         num_workers=8 if full else 1, compile=not args.no_compile)
@@ -486,28 +487,24 @@ def resume(args):
     env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
     os.environ['PYTHONPATH'] = env['PYTHONPATH']
 
-    def begin(run):
-        cmd = [sys.executable, work / 'train.py', work / 'prepared', work / run, args.device, '4', '1']
+    def begin(run, bs='1'):
+        cmd = [sys.executable, work / 'train.py', work / 'prepared', work / run, args.device, '4', bs]
         return subprocess.Popen(list(map(str, cmd)), stdout=subprocess.PIPE, text=True, env=env)
 
-    whole, cut = begin('whole'), begin('cut')
+    whole, cut, one = begin('whole'), begin('cut'), begin('one', bs='2')
     for line in cut.stdout:
         if line.startswith('epoch   2'):
             break
     cut.send_signal(signal.SIGKILL)
     cut.wait()
     again = begin('cut')
-    said = again.communicate()[0]
-    whole.communicate()
-    a, b = (load_file(work / o / 'model.safetensors') for o in ('whole', 'cut'))
-    same = all(torch.equal(a[k], b[k]) for k in a)
-    say('resume', 'killed after an epoch and resumed: weights', same=same, resumed='resumes after epoch' in said, right=same)
-    say('resume', 'a run without a kill', code=whole.returncode, right=whole.returncode == again.returncode == 0)
     device = '' if args.kind == 'cuda' else args.device
     cmd = [sys.executable, work / 'train.py', work / 'prepared', work / 'two', device, '4', '1']
     cause = run_processes(list(map(str, cmd)), 2)
-    one = [sys.executable, work / 'train.py', work / 'prepared', work / 'one', args.device, '4', '2']
-    subprocess.run(list(map(str, one)), env=env, stdout=subprocess.DEVNULL)
+    said = [o.communicate()[0] for o in (again, whole, one)][0]
+    a, b = (load_file(work / o / 'model.safetensors') for o in ('whole', 'cut'))
+    same = all(torch.equal(a[k], b[k]) for k in a)
+    say('resume', 'killed after an epoch and resumed: weights', same=same, resumed='resumes after epoch' in said, right=same)
     error = None
     if not cause:
         c, d = (load_file(work / o / 'model.safetensors') for o in ('two', 'one'))
@@ -517,6 +514,14 @@ def resume(args):
 
 
 # --- all of it -------------------------------------------------------------------------------------------
+
+
+def start_beside(args):
+    "What takes long and is not timed: compiling the variants of a step side by side, and cases for an epoch"
+    os.environ['KITS_BENCH'] = tempfile.mkdtemp()
+    names = [k for k, v in variants(args).items() if v.get('compiled')] if 'step' in args.sections else []
+    beside = [(f'compiling {k}', start(args, 'step', ['--variant', k])) for k in names]
+    return beside + [('cases', start(args, 'write_cases'))] * ('epoch' in args.sections)
 
 
 def start(args, section, more=()):
@@ -529,16 +534,22 @@ def start(args, section, more=()):
                             text=True, env=env, start_new_session=True)
 
 
-def finish(p, limit):
-    "(Rows, how it ended) of a section's process"
-    try:
-        out, _ = p.communicate(timeout=limit)
-        end = '' if p.returncode == 0 else f'ended with code {p.returncode}: ' + ' | '.join(out.splitlines()[-3:])
-    except subprocess.TimeoutExpired:
-        os.killpg(p.pid, signal.SIGKILL)
-        out, _ = p.communicate()
-        end = f'stopped at its limit of {limit} s'
-    return [json.loads(o[2:]) for o in out.splitlines() if o.startswith('> ')], end
+def finish(p, limit, echo=lambda row: None):
+    "(Rows, how it ended) of a section's process; `echo` gets each row at once"
+    timer = threading.Timer(limit, lambda: os.killpg(p.pid, signal.SIGKILL))
+    timer.start()
+    rows, other = [], []
+    for line in p.stdout:
+        if line.startswith('> '):
+            rows.append(json.loads(line[2:]))
+            echo(rows[-1])
+        else:
+            other.append(line.strip())
+    code = p.wait()
+    timer.cancel()
+    if code == -signal.SIGKILL:
+        return rows, f'stopped at its limit of {limit} s'
+    return rows, f'ended with code {code}: ' + ' | '.join(other[-3:]) if code else ''
 
 
 def show(row):
@@ -565,20 +576,23 @@ def main():
         return globals()[args.serve](args)
     found = dict(about=describe(args), rows=[], ends={})
     print(*(f'{k} {v}' for k, v in found['about'].items()), sep='; ', flush=True)
-    compiling = start_compiling(args) if 'step' in args.sections and not args.no_compile else []
     begin = time.perf_counter()
+
+    def keep(row):
+        found['rows'].append(row)
+        print(show(row), flush=True)
+        Path(args.out).write_text(json.dumps(found, indent=1))
+
+    beside = start_beside(args)
     for name in args.sections:
         if name in ('ceilings', 'step', 'epoch', 'scan'):  # these are timed: nothing may run beside them
-            while compiling:
-                rows, end = finish(compiling.pop(), 150)
-                if end:
-                    print(f'! compiling {end}', flush=True)
-        since = time.perf_counter()
-        rows, end = finish(start(args, name), LIMITS[name] * (10 if args.kind == 'cpu' else 1))
-        found['rows'] += rows
+            while beside:
+                what, p = beside.pop()
+                _, end = finish(p, 200)
+                print(f'{"!" if end else " "} {what}: ready after {time.perf_counter() - begin:.0f} s {end}', flush=True)
+        since, limit = time.perf_counter(), LIMITS[name] * (10 if args.kind == 'cpu' else 1)
+        _, end = finish(start(args, name), limit, keep)
         found['ends'][name] = dict(seconds=time.perf_counter() - since, end=end)
-        if rows:
-            print(*map(show, rows), sep='\n')
         print(f'{"!" if end else " "} {name:9}{found["ends"][name]["seconds"]:.0f} s {end}', flush=True)
         Path(args.out).write_text(json.dumps(found, indent=1))
     wrong = [o for o in found['rows'] if o.get('right') is False] + [o for o in found['ends'].values() if o['end']]

@@ -105,7 +105,7 @@ def launch(
     if world()[1] == 1: yield; return
     threading.Thread(target=_end_with, args=(_launcher(),), daemon=True).start()
     try:
-        how = InitProcessGroupKwargs(backend=_backend(), timeout=timedelta(minutes=minutes))
+        how = InitProcessGroupKwargs(backend=_share_gpus(os.environ, torch.cuda.device_count()), timeout=timedelta(minutes=minutes))
         Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[how])
         yield
         torch.distributed.barrier()
@@ -113,10 +113,11 @@ def launch(
     gc.collect()         # a wrapped model in a cycle of references still holds the connections' threads
     torch.distributed.destroy_process_group()
 
-def _backend():
-    "None for the usual one; NCCL refuses two processes on one GPU, gloo does not"
-    gpus = torch.cuda.device_count()
-    return 'gloo' if 0 < gpus < int(os.environ.get('LOCAL_WORLD_SIZE', 1)) else None
+def _share_gpus(env, gpus):
+    "Give more processes than GPUs a GPU in turn; the backend that allows it, as NCCL does not, or None"
+    if not 0 < gpus < int(env.get('LOCAL_WORLD_SIZE', 1)): return None
+    env['LOCAL_RANK'] = str(int(env['LOCAL_RANK']) % gpus)
+    return 'gloo'
 
 def _launcher():
     "Process id of the launcher: `run_processes` names it, any other is the parent of this process"
