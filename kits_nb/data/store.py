@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 import numpy as np, torch
 from numpy.lib.format import open_memmap
 from fastcore.basics import patch
@@ -166,7 +167,7 @@ def _made(case):
 
 # %% ../../nbs/engine/24_store.ipynb #n730d82
 _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, TypeError, OverflowError, MemoryError,
-               SyntaxError, IndexError)
+               SyntaxError, IndexError, TokenError)
 _FILES = {f'{o}{s}' for o in ('ct', 'seg', *CHANNELS, 'cyst') for s in STORES.values()}
 
 def _is_count(v, most=2**40): return type(v) is int and 0 <= v <= most

@@ -64,7 +64,7 @@ class Recipe:
         d:dict,           # {'prepare': {…}, 'net': {…}, 'train': {…}}
         path:Path|str=''  # Where it was read from, for error messages
     ) -> 'Recipe': # Raises `CaseError` on an unknown setting
-        return cls(**{f.name: type(f.default).from_dict(d[f.name], path) for f in fields(cls)})
+        return cls(**{f.name: type(f.default).from_dict(d.get(f.name), path) for f in fields(cls)})
 
     def replace(self,
         **kwargs # Settings of `PrepareConfig`, `NetConfig` or `TrainConfig`

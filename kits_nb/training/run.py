@@ -6,7 +6,7 @@ Docs: https://kits-nb.github.io/kits_nb/engine/runs.html.md"""
 
 # %% auto #0
 __all__ = ['FREE', 'EpochLog', 'write_log', 'say_time', 'format_row', 'Checkpoint', 'describe_run', 'run_recipe', 'choose_recipe',
-           'same_run', 'tracker_callbacks', 'split_cases', 'train']
+           'same_run', 'tracker_callbacks', 'split_cases', 'check_settings', 'train']
 
 # %% ../../nbs/engine/41_runs.ipynb #t010
 from contextlib import nullcontext
@@ -157,6 +157,8 @@ def run_recipe(
     if not found: return None
     path = found[0]
     d,n = load_json(path), world()[1]
+    if not isinstance(d, dict) or type(d.get('processes')) is not int or not isinstance(d.get('recipe'), dict):
+        raise CaseError('the file describes no run', fix='restore it, or train into another folder', path=path)
     recipe = Recipe.from_dict(d['recipe'], path)
     crops = recipe.train.bs*d['processes']
     if crops % n: raise CaseError(f'a step of {crops} crops cannot be shared by {n} processes',
@@ -231,6 +233,23 @@ def split_cases(
     found = f'fold {fold} of {cfg.n_folds} leaves {n} cases to train on and holds out {held_out}'
     raise CaseError(found, fix='prepare more cases, or choose another fold or number of folds', path=path)
 
+# %% ../../nbs/engine/41_runs.ipynb #t2d4a10f
+def check_settings(
+    recipe:Recipe # Settings
+):
+    "Raise `CaseError` for numbers that no training can have"
+    cfg,step = recipe.train, 2**(len(recipe.net.blocks_down)-1)
+    least = dict(epochs=1, bs=1, per_case=1, valid_per_case=1, n_folds=1, edge_width=1, threads=0)
+    for name,n in (least | dict(num_workers=0)).items():
+        v = getattr(cfg, name)
+        if v < n: raise CaseError(f'the setting {name} is {v}', f'at least {n}')
+    if not cfg.lr > 0: raise CaseError(f'the learning rate is {cfg.lr}', 'a number above 0')
+    if len(cfg.probs) != 3 or min(cfg.probs) < 0 or abs(sum(cfg.probs) - 1) > 1e-6:
+        raise CaseError(f'the shares of crops are {cfg.probs}', 'three that add up to 1', 'try (.8,.1,.1)')
+    if len(cfg.crop) != 3 or any(n < step or n % step for n in cfg.crop):
+        fix = f'try {tuple(max(step, round(n/step)*step) for n in cfg.crop)}'
+        raise CaseError(f'the crop is {cfg.crop} voxels', f'three sizes that are divisible by {step}', fix)
+
 # %% ../../nbs/engine/41_runs.ipynb #n845c
 def train(
     prepared:Path|str,        # Folder that `prepare_folder` made
@@ -249,6 +268,7 @@ def train(
     recipe = recipe or (run_recipe(run) if resume else None) or Recipe()
     recipe = Recipe(grid, recipe.net, recipe.train)
     sides = split_cases(cases, recipe.train, prepared)
+    check_settings(recipe)
     check_classes(recipe.net.out_channels, grid.classes, prepared)
     notes = label_notes(sides[0], grid.classes, recipe.net.out_channels, prepared)
     if echo and world()[0] == 0:
