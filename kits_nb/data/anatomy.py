@@ -75,7 +75,7 @@ def spline_weights(
     np.put_along_axis(out, (first - first[0])[:,None] + np.arange(4), w.astype(np.float32), 1)
     return out, first, int(first[0])
 
-# %% ../../nbs/engine/27_anatomy.ipynb #73a27d9a
+# %% ../../nbs/engine/27_anatomy.ipynb #794cae42
 class Grid:
     "Voxels of a box of the patient: where they lie, and smooth fields on them"
     def __init__(self,
@@ -93,19 +93,6 @@ class Grid:
 
     def to(self, x): return torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device)
 
-    def box(self,
-        low,         # (z,y,x) mm
-        high,        # (z,y,x) mm
-        margin:float=0. # mm
-    ): # Slices, or None where nothing of it lies in the grid
-        "The voxels between two corners"
-        out = []
-        for a,b,o,s,n in zip(low, high, self.origin, self.spacing, self.shape):
-            i,j = max(0, int(np.floor((a-margin-o)/s))), min(n, int(np.ceil((b+margin-o)/s)) + 1)
-            if i >= j: return None
-            out.append(slice(i, j))
-        return tuple(out)
-
     def coords(self, box):
         "z (d,1,1), y (1,h,1), x (1,1,w) of a box, mm"
         z,y,x = (m[b] for m,b in zip(self.mm, box))
@@ -117,28 +104,45 @@ class Grid:
             self.known[axis, pitch] = self.to(w), first, start
         return self.known[axis, pitch]
 
-    def spline(self,
-        knots,         # Knots (d,h,w): Tensor from `start` on, or a periodic array
-        pitch:float,   # mm
-        box:tuple,     # Slices
-        start=None,    # Number of the first knot on each axis; None: periodic
-        offset=(0,0,0) # Added to the numbers of the knots of a periodic array
-    ) -> Tensor: # Field on the box's voxels
-        "A smooth field from its knots"
-        parts,ws = [], []
-        for a,b in enumerate(box):
-            w,first,k0 = self.weights(a, pitch)
-            i,j = int(first[b.start]), int(first[b.stop-1]) + 4
-            ws.append(w[b, i-k0:j-k0])
-            parts.append(np.arange(i, j) + offset[a] if start is None else slice(i - start[a], j - start[a]))
-        if start is None: block = self.to(knots[np.ix_(*(p % n for p,n in zip(parts, knots.shape)))])
-        else: block = knots[tuple(parts)]
-        wz,wy,wx = ws
-        d,h,w = block.shape
-        t = (wz @ block.reshape(d, h*w)).reshape(-1, h, w)
-        return torch.matmul(torch.matmul(wy, t), wx.T)
+# %% ../../nbs/engine/27_anatomy.ipynb #cfc3fe4a
+@patch
+def box(self:Grid,
+    low,         # (z,y,x) mm
+    high,        # (z,y,x) mm
+    margin:float=0. # mm
+): # Slices, or None where nothing of it lies in the grid
+    "The voxels between two corners"
+    out = []
+    for a,b,o,s,n in zip(low, high, self.origin, self.spacing, self.shape):
+        i,j = max(0, int(np.floor((a-margin-o)/s))), min(n, int(np.ceil((b+margin-o)/s)) + 1)
+        if i >= j: return None
+        out.append(slice(i, j))
+    return tuple(out)
 
-# %% ../../nbs/engine/27_anatomy.ipynb #fd1bac2d
+# %% ../../nbs/engine/27_anatomy.ipynb #e1c27bed
+@patch
+def spline(self:Grid,
+    knots,         # Knots (d,h,w): Tensor from `start` on, or a periodic array
+    pitch:float,   # mm
+    box:tuple,     # Slices
+    start=None,    # Number of the first knot on each axis; None: periodic
+    offset=(0,0,0) # Added to the numbers of the knots of a periodic array
+) -> Tensor: # Field on the box's voxels
+    "A smooth field from its knots"
+    parts,ws = [], []
+    for a,b in enumerate(box):
+        w,first,k0 = self.weights(a, pitch)
+        i,j = int(first[b.start]), int(first[b.stop-1]) + 4
+        ws.append(w[b, i-k0:j-k0])
+        parts.append(np.arange(i, j) + offset[a] if start is None else slice(i - start[a], j - start[a]))
+    if start is None: block = self.to(knots[np.ix_(*(p % n for p,n in zip(parts, knots.shape)))])
+    else: block = knots[tuple(parts)]
+    wz,wy,wx = ws
+    d,h,w = block.shape
+    t = (wz @ block.reshape(d, h*w)).reshape(-1, h, w)
+    return torch.matmul(torch.matmul(wy, t), wx.T)
+
+# %% ../../nbs/engine/27_anatomy.ipynb #676c30a3
 @dataclass
 class Patient:
     "Everything that is random about a patient's anatomy, as numbers on the CPU"
@@ -157,24 +161,6 @@ class Patient:
 
     def offset(self, k): return tuple(np.random.default_rng([self.seed, 99, k]).integers(0, TILE, 3).tolist())
 
-    def shift(self,
-        pts:np.ndarray # (n,3), mm in the standard body
-    ) -> np.ndarray: # (n,3), mm in this patient
-        "Where points of the standard body lie in this patient"
-        at = np.asarray(pts, float)
-        back = np.zeros_like(at)
-        for _ in range(2):                          # solves u = (at - disp(u))*scale
-            where = (at - back)*self.scale
-            back = np.stack([self._displace(where, k) for k in range(3)], 1)
-        return (at - back)*self.scale
-
-    def _displace(self, where, k):
-        out = 0.
-        for j,(pitch,amp) in enumerate(self.bend):
-            at = where/pitch + np.array(self.offset(3*j + k))
-            out = out + 3*amp*map_coordinates(self.tile, at.T, order=3, prefilter=False, mode='grid-wrap')
-        return out
-
     def displacement(self, grid, box, k):
         "The same on a grid's voxels, along axis `k`"
         return sum(grid.spline(self.tile, pitch, box, None, self.offset(3*j + k))*(3*amp)
@@ -183,6 +169,27 @@ class Patient:
     def lumps(self, grid, box, pitch, k):
         "A random field with lumps of a size, deviation about 1"
         return grid.spline(self.tile, pitch, box, None, self.offset(100 + k))*3
+
+# %% ../../nbs/engine/27_anatomy.ipynb #850f25e1
+@patch
+def shift(self:Patient,
+    pts:np.ndarray # (n,3), mm in the standard body
+) -> np.ndarray: # (n,3), mm in this patient
+    "Where points of the standard body lie in this patient"
+    at = np.asarray(pts, float)
+    back = np.zeros_like(at)
+    for _ in range(2):                          # solves u = (at - disp(u))*scale
+        where = (at - back)*self.scale
+        back = np.stack([self._displace(where, k) for k in range(3)], 1)
+    return (at - back)*self.scale
+
+@patch
+def _displace(self:Patient, where, k):
+    out = 0.
+    for j,(pitch,amp) in enumerate(self.bend):
+        at = where/pitch + np.array(self.offset(3*j + k))
+        out = out + 3*amp*map_coordinates(self.tile, at.T, order=3, prefilter=False, mode='grid-wrap')
+    return out
 
 # %% ../../nbs/engine/27_anatomy.ipynb #2e64eff3
 def _spine_y(z): return np.interp(z, [-330,-200,-100,0,60,110,160,220,260], [22,14,5,0,-6,-3,22,46,52])
@@ -516,7 +523,7 @@ def draw_patient(
 # %% ../../nbs/engine/27_anatomy.ipynb #90c6c332
 PITCH = 6.       # Knots of the large shapes, mm
 
-# %% ../../nbs/engine/27_anatomy.ipynb #eead2645
+# %% ../../nbs/engine/27_anatomy.ipynb #c71368b6
 class Canvas:
     "A map and an image that structures are painted on, in order"
     def __init__(self, p, grid, values=None, amps=None):
@@ -549,15 +556,17 @@ class Canvas:
         "Coordinates in the standard body of a box's voxels"
         return [self.up(o, box) for o in (self.z, self.y, self.x)]
 
-    def paint(self, sd, structure, box, soft=0.):
-        "Paint where a distance is negative, with the share of each voxel that lies inside"
-        k = STRUCTURES[structure]
-        a = (sd*(-1/(self.width + soft))).add_(.5).clamp_(0, 1)
-        m = self.map[box]
-        if a.numel() < 30000: m.masked_fill_(a > .5, k)
-        else: m.add_((a > .5).view(torch.uint8).mul_(k - m))     # much quicker on large boxes
-        if self.texture is None: return
-        self.hu[box].lerp_((self.texture[box]*self.amps[k]).add_(self.values[k]), a)
+# %% ../../nbs/engine/27_anatomy.ipynb #ea6eb5bc
+@patch
+def paint(self:Canvas, sd, structure, box, soft=0.):
+    "Paint where a distance is negative, with the share of each voxel that lies inside"
+    k = STRUCTURES[structure]
+    a = (sd*(-1/(self.width + soft))).add_(.5).clamp_(0, 1)
+    m = self.map[box]
+    if a.numel() < 30000: m.masked_fill_(a > .5, k)
+    else: m.add_((a > .5).view(torch.uint8).mul_(k - m))     # much quicker on large boxes
+    if self.texture is None: return
+    self.hu[box].lerp_((self.texture[box]*self.amps[k]).add_(self.values[k]), a)
 
 # %% ../../nbs/engine/27_anatomy.ipynb #9f5a6c8d
 def capsule(
@@ -692,7 +701,7 @@ def _trunk(c):
         body,frame = torch.minimum(body, arm), torch.minimum(frame, arm + 4 + .3*b['fat'])
     return body, frame, cavity
 
-# %% ../../nbs/engine/27_anatomy.ipynb #63957334
+# %% ../../nbs/engine/27_anatomy.ipynb #4443f072
 def _paint_trunk(c):
     "Skin, fat, wall and the fat of the cavity; returns the distances of wall and cavity"
     body,frame,cavity = _trunk(c)
@@ -703,8 +712,9 @@ def _paint_trunk(c):
         c.paint(c.up((body - 5 - 4*fold).abs() - .8 + 3*torch.relu(fold - 1), full), 'cloth', full)
     c.paint(up, 'skin', full)
     c.paint(up.add_(2.2), 'fat', full)
+    thin = c.p.body['seam'] + .07*torch.sigmoid((c.z - 90)/15)
     seam = (c.p.lumps(c.coarse, c.coarse.all, 38.,
-                      3).abs() - c.p.body['seam'])*16      # fat between the muscles
+                      3).abs() - thin)*16      # fat between the muscles
     seam = torch.maximum(torch.maximum(seam, frame + 6), (90 - c.z)*.02)
     c.paint(c.up(torch.maximum(frame, -seam), full), 'muscle', full)
     c.paint(c.up(cavity, full), 'vfat', full)
@@ -975,7 +985,7 @@ def _paint_perirenal(c, k, obstacle, cavity):
     strand = torch.maximum((c.p.lumps(c.g, box, 22., 34).abs() - .05)*6, sd)            # threads in the fat
     c.paint(torch.maximum(torch.minimum((sd - .3).abs() - .55, strand), cav), 'fascia', box)
 
-# %% ../../nbs/engine/27_anatomy.ipynb #490b817f
+# %% ../../nbs/engine/27_anatomy.ipynb #eb02d45f
 def _tumor_sd(c, t, box, obstacle):
     z,y,x = c.warp(box)
     r = t['radius']
@@ -984,7 +994,8 @@ def _tumor_sd(c, t, box, obstacle):
     for j,(amp,pitch) in enumerate(zip(t['lumps'], (*t['pitch'], 4.))):
         sd = sd + amp*(r if j < 2 else min(r, 20))*c.p.lumps(c.g, box, pitch, t['key'] + 200 + j)
     out = t['side']*x                       # beside the spine, in front of the muscles at the back
-    sd = torch.maximum(torch.maximum(sd, 16 - out), torch.maximum((35 + .9*y - out)*.75, y - 42))
+    k = .25*r
+    for side in (16 - out, (35 + .9*y - out)*.75, y - 42): sd = -_blend(-sd, -side, k)
     return torch.maximum(sd, 1. - c.up(obstacle, box))
 
 def _tumor_box(c, t, margin=0.):

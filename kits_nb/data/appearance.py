@@ -1,4 +1,4 @@
-"""From a map of structures to a CT: tissues in any contrast phase, partial volume, kernels, noise, and the rest of a scanner
+"""From a map of structures to a CT: tissues in any contrast phase, kernels, noise and the rest of a scanner
 
 Docs: https://kits-nb.github.io/kits_nb/engine/appearance.html.md"""
 
