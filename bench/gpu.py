@@ -300,7 +300,7 @@ def step(args):
     import torch
 
     for name, settings in variants(args).items():
-        if args.variant and name != args.variant:
+        if (name != args.variant) if args.variant else settings.get('compiled'):  # compiled ones have a process each
             continue
         torch.backends.cudnn.allow_tf32 = settings.get('precision') == 'tf32' or args.kind == 'cuda'
         start = time.perf_counter()
@@ -317,18 +317,28 @@ def step(args):
             continue
         first = time.perf_counter() - start
         if args.variant:
-            return
+            wait_for_turn()
         if args.kind == 'cuda':
             torch.cuda.reset_peak_memory_stats()
         rounds = args.rounds if args.kind == 'cuda' else 2
         times = sorted(1000 * seconds(f, args) for _ in range(rounds))
         say('step', name, ms=statistics.median(times), least=times[0], most=times[-1], peak_GB=peak_gb(args), first_s=first)
-        if args.profile:
+        if args.profile and settings.get('net', 'ours') == 'ours':
             kernels(args, name, f)
         del f
         torch.compiler.reset()
         if args.kind == 'cuda':
             torch.cuda.empty_cache()
+
+
+def turn(pid):
+    return Path(os.environ['KITS_BENCH']) / f'turn_of_{pid}'
+
+
+def wait_for_turn():
+    say('step', 'ready')
+    while not turn(os.getpid()).exists():
+        time.sleep(0.02)
 
 
 def kernels(args, name, f, most=16):
@@ -370,7 +380,7 @@ def epoch(args):
     size, full, work = args.size, not args.tiny, Path(os.environ['KITS_BENCH'])
     recipe = get_recipe('paper' if full else 'tiny').replace(
         crop=(size['crop'],) * 3, per_case=size['per_case'], valid_per_case=1, epochs=3, n_folds=size['cases'],
-        num_workers=8 if full else 1, compile=not args.no_compile)
+        num_workers=8 if full else 1)
     cases = load_prepared(work / 'prepared')[1]
     learn = make_learner(cases[1:], cases[:1], recipe, args.device)
     for _ in range(2):
@@ -520,8 +530,8 @@ def start_beside(args):
     "What takes long and is not timed: compiling the variants of a step side by side, and cases for an epoch"
     os.environ['KITS_BENCH'] = tempfile.mkdtemp()
     names = [k for k, v in variants(args).items() if v.get('compiled')] if 'step' in args.sections else []
-    beside = [(f'compiling {k}', start(args, 'step', ['--variant', k])) for k in names]
-    return beside + [('cases', start(args, 'write_cases'))] * ('epoch' in args.sections)
+    beside = [('cases', start(args, 'write_cases'))] if 'epoch' in args.sections else []
+    return beside + [(f'compiling {k}', start(args, 'step', ['--variant', k])) for k in names]
 
 
 def start(args, section, more=()):
@@ -583,14 +593,18 @@ def main():
         print(show(row), flush=True)
         Path(args.out).write_text(json.dumps(found, indent=1))
 
-    beside = start_beside(args)
+    beside, waiting = start_beside(args), []
     for name in args.sections:
         if name in ('ceilings', 'step', 'epoch', 'scan'):  # these are timed: nothing may run beside them
-            while beside:
-                what, p = beside.pop()
-                _, end = finish(p, 200)
-                print(f'{"!" if end else " "} {what}: ready after {time.perf_counter() - begin:.0f} s {end}', flush=True)
+            for what, p in beside:
+                ready = what == 'cases' and p.wait() == 0 or any('"ready"' in o for o in iter(p.stdout.readline, ''))
+                print(f'{" " if ready else "!"} {what}: ready after {time.perf_counter() - begin:.0f} s', flush=True)
+            waiting, beside = [p for what, p in beside if what != 'cases'], []
         since, limit = time.perf_counter(), LIMITS[name] * (10 if args.kind == 'cpu' else 1)
+        if name == 'step':
+            for p in waiting:
+                turn(p.pid).touch()
+                finish(p, 60, keep)
         _, end = finish(start(args, name), limit, keep)
         found['ends'][name] = dict(seconds=time.perf_counter() - since, end=end)
         print(f'{"!" if end else " "} {name:9}{found["ends"][name]["seconds"]:.0f} s {end}', flush=True)

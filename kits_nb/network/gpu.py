@@ -401,7 +401,8 @@ class GpuBoundaryNet(BoundaryNet):
     device = 'cuda'
     def forward(self, x, maps=False):
         self._check(x)
-        outs = self.encoder(self._window(x.as_subclass(Tensor)))
+        x = x if type(x) is Tensor else x.as_subclass(Tensor)      # fastai's types are not traced
+        outs = self.encoder(self._window(x))
         y = self.decoder(outs)
         edge,alphas = self.boundary(outs) if self.boundary else (None, [])
         w,n = self.head.weight, y.shape[1]
