@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Bad inputs, hostile files and faults, each with its exact outcome: `python tools/check_trust.py [SECTION ..]`
+"""Bad inputs, hostile files and faults, each with its exact outcome: `python tools/check_trust.py [NAME]`
 
 Each section is a module of tools/trust with a function `main()` that returns counts (a dictionary: 'tried',
 'wrong' and what else it counts). Prints a line a section and a total; the exit code is 1 if anything is

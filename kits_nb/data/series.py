@@ -9,7 +9,7 @@ __all__ = ['CT_SLICES', 'PASSES', 'is_dicom', 'dicom_folders', 'Slice', 'Series'
            'dicom_scans']
 
 # %% ../../nbs/engine/29_series.ipynb #92353fda
-import os, struct, numpy as np
+import os, numpy as np
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +18,7 @@ from ..core import *
 
 # %% ../../nbs/engine/29_series.ipynb #n8e2d
 _EXTRA = "the extra `dicom` (pip install 'kits_nb[dicom]')"
-_BROKEN = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, struct.error,
-           NotImplementedError, RuntimeError)
+_BROKEN = Exception      # a damaged file makes pydicom raise nearly anything, errors of its own kinds too
 
 def _why(e): return ' '.join(str(e).split())[:200] or type(e).__name__
 
@@ -168,7 +167,7 @@ def _header(path):
         return Slice(Path(path), *names[:3], _kind(ds), shape, *where, rescale, *names[3:7],
                      tuple(text.values()), names[7])
     except _BROKEN as e:
-        if isinstance(e, OSError) and e.errno: raise case_error(e, path=path) from e
+        if isinstance(e, MemoryError) or getattr(e, 'errno', None): raise case_error(e, path=path) from e
         found = f'pydicom cannot read this file ({_why(e)})'
         raise CaseError(found, fix='copy it again', path=path) from None
 

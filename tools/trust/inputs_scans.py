@@ -456,6 +456,14 @@ add(FAULT, 'a slice that is none', lambda d: (save_series(d/'s'), (d/'s'/'x.dcm'
     Refused('x.dcm', 'not DICOM', 'take it away'))
 add(FAULT, 'an empty slice', lambda d: (save_series(d/'s'), (d/'s'/'IM0003').write_bytes(b'')), read('s'),
     Refused('IM0003', '0 bytes', 'copy it again'))
+
+def odd_length(d):
+    save_series(d/'s')
+    data = (d/'s'/'IM0003').read_bytes()
+    at = data.index(b'UL') + 2
+    (d/'s'/'IM0003').write_bytes(data[:at] + b'\x07' + data[at + 1:])
+add(FAULT, 'a first tag of an odd length', odd_length, read('s'),
+    Refused('IM0003', 'pydicom cannot read', 'copy it again'))
 add(FAULT, 'an object of many frames', lambda d: save_series(d/'s', lambda k: dict(NumberOfFrames=8)),
     read('s'),
     Refused('/s:', 'many frames', 'dcm2niix'))
