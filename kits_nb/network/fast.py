@@ -185,7 +185,7 @@ def slab_count(
 ) -> int: # Slabs in which the gradient of its weight is quicker; 1 where it is not
     "Slabs of a crop in bfloat16 on a CPU, so small that oneDNN's copies of all threads take at most 32 MiB"
     if torch.compiler.is_compiling() or x.device.type != 'cpu' or x.dtype != torch.bfloat16: return 1
-    (c,d,h,w),room = x.shape[1:], 2**24//torch.get_num_threads()        # numbers of two bytes
+    (c,d,h,w),room = x.shape[1:], 14*2**20//torch.get_num_threads()     # 28 MiB; oneDNN adds one or two
     n = -(-d//stride)                                                   # slices out
     fit = int((room/(h*w) - (3-stride)*c)/(stride*c + no/stride**2))    # that have room, with what they see
     k = -(-n//max(1, fit))
