@@ -119,7 +119,7 @@ def box(self:Grid,
         out.append(slice(i, j))
     return tuple(out)
 
-# %% ../../nbs/engine/27_anatomy.ipynb #e1c27bed
+# %% ../../nbs/engine/27_anatomy.ipynb #617e7c91
 @patch
 def spline(self:Grid,
     knots,         # Knots (d,h,w): Tensor from `start` on, or a periodic array
@@ -138,9 +138,8 @@ def spline(self:Grid,
     if start is None: block = self.to(knots[np.ix_(*(p % n for p,n in zip(parts, knots.shape)))])
     else: block = knots[tuple(parts)]
     wz,wy,wx = ws
-    d,h,w = block.shape
-    t = (wz @ block.reshape(d, h*w)).reshape(-1, h, w)
-    return torch.matmul(torch.matmul(wy, t), wx.T)
+    t = torch.matmul(torch.matmul(wy, block), wx.T)                  # still few planes
+    return (wz @ t.flatten(1)).unflatten(1, t.shape[1:])
 
 # %% ../../nbs/engine/27_anatomy.ipynb #676c30a3
 @dataclass
@@ -818,7 +817,7 @@ def _paint_bowel(c, cavity, above):
         if kind == 'colon': c.colon(pts, r)
     for at,r in c.p.organs['collections']: c.ellipsoid(at, r, 'fluid', rough=.1*float(min(r)))
 
-# %% ../../nbs/engine/27_anatomy.ipynb #9298d7bc
+# %% ../../nbs/engine/27_anatomy.ipynb #3452c22e
 def _obstacle(c):
     "Distance of the spine and its muscles on the coarse grid"
     b,z,y,x = c.p.body, c.z, c.y, c.x
@@ -827,9 +826,9 @@ def _obstacle(c):
     m = b['muscle']
     ys = col(_spine_y(zs))
     ax = x.abs()
-    px = col(np.interp(zs, [-40,30,110,170,230,280,330], [30,42,52,62,78,92,95]))
+    px = col(np.interp(zs, [-40,30,110,170,230,280,330], [28,38,52,62,78,92,95]))
     py = col(np.interp(zs, [-40,30,110,170,230,280], [6,8,0,-18,-28,-10]))
-    pr = col(np.interp(zs, [-75,-40,0,60,120,200,260,310], [.1,7,14,20,20,18,17,12]))*b['psoas']
+    pr = col(np.interp(zs, [-75,-40,0,60,120,200,260,310], [.1,5,10,17,20,18,17,12]))*b['psoas']
     psoas = torch.sqrt(((ax - px)/.95)**2 + (y - py)**2) - pr
     er = col(np.interp(zs, [-300,-100,0,100,170,230], [15,17,20,20,13,2]))*m
     erector = torch.sqrt(((ax - 33)/1.6)**2 + (y - ys - 51)**2) - er + .8*c.n2

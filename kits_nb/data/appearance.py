@@ -129,7 +129,7 @@ def noise_tiles(
         out.append(x/x.std()*.7071)
     return out
 
-# %% ../../nbs/engine/28_appearance.ipynb #5c2e97a0
+# %% ../../nbs/engine/28_appearance.ipynb #b690a969
 def scan_noise(
     grid:Grid,   # Voxels
     tiles:list   # From `noise_tiles`
@@ -138,8 +138,8 @@ def scan_noise(
     out = None
     for t in tiles:
         x = torch.from_numpy(t).to(grid.device)
-        for d,(a,s,n) in enumerate(zip(grid.axes, grid.spacing, t.shape)):
-            at = np.floor(a/s + 1e-3).astype(np.int64) % n
+        for d in (2,1,0):                       # whole planes are copied last
+            at = np.floor(grid.axes[d]/grid.spacing[d] + 1e-3).astype(np.int64) % t.shape[d]
             x = x.index_select(d, torch.from_numpy(at).to(grid.device))
         out = x if out is None else out.add_(x)
     return out
@@ -198,7 +198,7 @@ def _metal_streaks(metal, grid):
     z,y,x = grid.coords(grid.all)
     return rows*torch.cos(y*.35 + x*.02)*.6 - rows*.5
 
-# %% ../../nbs/engine/28_appearance.ipynb #163a845e
+# %% ../../nbs/engine/28_appearance.ipynb #34006649
 def region_center(
     p:Patient,         # From `draw_patient`
     region,            # 'kidney', 'tumor', 'trunk', None for the middle, or (z,y,x) in mm
@@ -212,7 +212,7 @@ def region_center(
     rng = np.random.default_rng([p.seed, 30])
     if region == 'tumor' and p.tumors: at = p.tumors[rng.integers(len(p.tumors))]['center']
     elif region in ('kidney', 'tumor'): at = p.kidneys[rng.integers(len(p.kidneys))]['center']
-    elif region == 'trunk': at = rng.uniform([-230,-90,-120], [330,50,120])
+    elif region == 'trunk': at,jitter = rng.uniform([-220,-90,-120], [280,50,120]), .5*jitter
     else: raise ValueError(f"The region is '{region}'. Use 'kidney', 'tumor', 'trunk' or a place in mm")
     move = rng.uniform(-1, 1, 3)*jitter*np.array(shape)*spacing/2
     return tuple((p.shift(np.asarray(at, float)[None])[0] + move).tolist())
