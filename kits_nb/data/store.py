@@ -295,7 +295,8 @@ def _check_settings(out, cfg):
     "Store the settings, or compare them with those already there"
     if cfg.store == 'blosc2': blosc2_package()
     path = Path(out)/'prepared.json'
-    if path.exists() and (old := PrepareConfig.from_dict(load_json(path), path)) != cfg:
+    made = any(Path(out).glob('[!.]*/case.json'))     # without a case the settings bind nobody
+    if made and path.exists() and (old := PrepareConfig.from_dict(load_json(path), path)) != cfg:
         found = f'the cases of this folder were prepared at {old}'
         raise CaseError(found, f'{cfg}', 'name another folder, or delete this one', path=path)
     save_json(path, cfg.to_dict())

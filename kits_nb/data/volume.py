@@ -89,6 +89,8 @@ def resample(
     mode:str='trilinear'    # 'trilinear', or 'nearest' for labels
 ) -> np.ndarray|Tensor: # (...,D',H',W'), same kind and dtype; `x` itself if it has that shape
     "Resample an array to another number of voxels over the same extent"
+    if mode not in ('trilinear', 'nearest'):
+        raise ValueError(f"the mode is {mode!r}, but must be 'trilinear', or 'nearest' for labels")
     if isinstance(x, np.ndarray): return resample(to_tensor(np.ascontiguousarray(x)), shape, mode).numpy()
     if tuple(x.shape[-3:]) == tuple(shape): return x
     whole = not x.dtype.is_floating_point

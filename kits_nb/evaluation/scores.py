@@ -69,6 +69,9 @@ def score_case(
 ) -> dict: # Dice of each class and 'composite'; with a spacing also '_sd', '_hd95' in mm, and 'penalised'
     "The scores of one case; raises `CaseError` for shapes or places that differ, unknown classes or labels"
     tolerances = _choose(TOLERANCES, year, 'set of tolerances of')
+    if spacing is None and penalty is not None:
+        fix = 'give the spacing, or leave the penalty out'
+        raise CaseError('a penalty is in mm', 'a spacing as well', fix)
     _same_place(pred, truth)
     pred,truth = (_as_array(o) for o in (pred, truth))
     if pred.shape != truth.shape:

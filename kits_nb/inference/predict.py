@@ -121,6 +121,8 @@ def window_of(
         raise CaseError(f'the window is {window} voxels', f'sizes that are divisible by {step}', f'try {fit}')
     if cfg.batch_size is not None and cfg.batch_size < 1:
         raise CaseError(f'the batch size is {cfg.batch_size}', 'at least 1', 'leave it out for a good one')
+    if not 0 < cfg.thresh < 1:
+        raise CaseError(f'the threshold is {cfg.thresh}', 'a probability between 0 and 1', 'try 0.5')
     if not 0 <= cfg.overlap < 1:
         raise CaseError(f'the overlap is {cfg.overlap}', 'a share of the window, from 0 to less than 1',
                         'try 0.5')
@@ -167,6 +169,19 @@ def segment(
             out.setdefault(k, np.empty(grid.shape, np.uint8))[s] = v.cpu().numpy()
     return {k: grid.like(v) for k,v in out.items()}
 
+# %% ../../nbs/engine/51_predict.ipynb #t2c3609c
+def _check_ct(ct):
+    "Refuse what is no scan in HU: an array, values of a network's input, NaN"
+    if not isinstance(ct, Volume):
+        raise CaseError(f'the scan is of type {type(ct).__name__}', 'a Volume', 'read the file with read_ct')
+    if ct.data.dtype.kind != 'f' or not ct.data.size: return
+    low,high = float(ct.data.min()), float(ct.data.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise CaseError('the scan has voxels that are NaN or infinite')
+    if -2 <= low < high <= 2:
+        raise CaseError(f'all values lie between {low:.2g} and {high:.2g}', 'Hounsfield units (air is -1000)',
+                        'give the scan as it was before its values were normalised')
+
 # %% ../../nbs/engine/51_predict.ipynb #p016
 def predict_maps(
     models:list,                      # Networks with `.meta`, from `load_models`
@@ -174,6 +189,7 @@ def predict_maps(
     cfg:PredictConfig=PredictConfig() # Settings; `uncertainty` and `probabilities` ask for more maps
 ) -> dict: # 'labels', and 'uncertainty', 'kidney', 'tumor' if asked for -> uint8 Volume in steps of `SCALES`
     "Segment a scan: labels and other maps on its own grid"
+    _check_ct(ct)
     return segment(models, to_spacing(ct, common_meta(models)[0], cfg.slab), grid_of(ct), cfg)
 
 # %% ../../nbs/engine/51_predict.ipynb #p018
@@ -187,6 +203,7 @@ def predict_volume(
         raise CaseError('predict_volume gives probabilities and labels, but no map of the uncertainty',
                         fix="call predict_maps, whose result has it as 'uncertainty', "
                             'or leave the setting out')
+    _check_ct(ct)
     work = to_spacing(ct, common_meta(models)[0], cfg.slab)
     x = to_tensor(work.data)[None].to(device_of(models[0]))
     prob = join_slabs(_slabs(models, x, cfg), work.shape[0])

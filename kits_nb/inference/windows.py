@@ -21,6 +21,7 @@ def window_starts(
     overlap:float=.5 # Share of a window that the next one covers again, in [0,1)
 ) -> list: # First voxel of each window; negative where the window is larger than the axis
     "Where windows begin along one axis"
+    if not 0 <= overlap < 1: raise ValueError(f'the overlap is {overlap}, but must be at least 0 and below 1')
     if n <= size: return [-((size-n)//2)]
     step = max(1, int(size*(1-overlap)))
     return [min(i*step, n-size) for i in range(ceil((n-size)/step) + 1)]
