@@ -71,8 +71,7 @@ def make_learner(
         valid_per_case=cfg.valid_per_case, probs=cfg.probs, jitter=cfg.jitter, seed=cfg.seed,
         num_workers=cfg.num_workers, device=device, augment=cfg.augment, intensity=cfg.intensity)
     net = place_for_training(BoundaryNet(recipe.net), cfg, device)
-    loss = BoundaryLoss(*cfg.weights, width=cfg.edge_width, pool=pool_sums)
-    if cfg.compile: loss.compile()
+    loss = compile_on_gpu(BoundaryLoss(*cfg.weights, width=cfg.edge_width, pool=pool_sums), cfg, device)
     learn = Learner(dls, net, loss, opt_func=partial(adam, beta2=cfg.beta2), lr=cfg.lr, wd=cfg.wd,
         wd_bn_bias=True, metrics=dice_metrics(recipe.net.out_channels),
         cbs=[PolyLR(cfg.lr, cfg.power), *training_callbacks(recipe, device), *cbs])

@@ -39,8 +39,8 @@ class TrainConfig(Config):
     intensity:tuple = (.1,.1)    # Largest random change of scale, and largest shift in HU/1000
     precision:str = 'auto'       # 'float32', 'bfloat16', 'float16', or the best this device is good at
     layout:str = 'auto'          # Memory order: 'contiguous', 'channels_last', or the quicker one
-    fast:bool = True             # Use the layers of `speed_up`? (on a CPU: where nothing is compiled)
-    compile:bool = False         # Use torch.compile? (a minute at the start; on a CPU it needs a C++ compiler)
+    fast:bool = True             # Use the layers of `speed_up`?
+    compile:bool = True          # Use torch.compile on a GPU? It takes a minute or two at the start
     deterministic:bool = False   # The same weights bit for bit on a GPU, too? Slower
     recompute:bool = False       # Compute residual blocks twice? Less memory, more time
     fold:int = 0                 # The fold that is held out
@@ -85,7 +85,7 @@ def _check_names(names, known):
 RECIPES = dict(
     tiny = Recipe(PrepareConfig(spacing=(4.,4.,4.)), NetConfig.preset('tiny'),
         TrainConfig(crop=(32,32,32), per_case=5, valid_per_case=10, epochs=10, lr=8e-4, beta2=.99, clip=1.,
-                    probs=(.6,.1,.3), jitter=.4, intensity=(.03,.005))),
+                    probs=(.6,.1,.3), jitter=.4, intensity=(.03,.005), compile=False)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
         TrainConfig(crop=(128,128,128), bs=4, per_case=2, lr=2e-4, wd=1e-5, num_workers=8)),
     paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)))

@@ -177,7 +177,7 @@ def choose_recipe(
     return (own or get_recipe(name or 'tiny')).replace(**changes)
 
 # %% ../../nbs/engine/41_runs.ipynb #d587cbcf
-FREE = ('epochs', 'num_workers', 'recompute', 'fast', 'threads')    # settings that may change
+FREE = ('epochs', 'num_workers', 'recompute', 'fast', 'compile', 'threads')    # settings that may change
 
 def same_run(
     recipe:Recipe, # Settings
