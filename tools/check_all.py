@@ -94,6 +94,7 @@ def check_export(): return unchanged('nbdev-export')
 def check_clean(): return unchanged('nbdev-clean')
 def check_readme(): return unchanged('python tools/make_readme.py')
 def check_site(): return unchanged('python -W ignore tools/check_site.py')
+def check_gpu(): return unchanged('python bench/gpu.py --device cpu --tiny --out /dev/null')
 
 
 def check_wheel():
@@ -111,7 +112,7 @@ def check_wheel():
 
 CHECKS = dict(notebooks=check_notebooks, nights=check_nights, tools=check_tools, arrows=check_arrows,
               book=check_book, export=check_export, clean=check_clean, readme=check_readme, site=check_site,
-              wheel=check_wheel)
+              gpu=check_gpu, wheel=check_wheel)
 
 
 def main(names):
