@@ -1,8 +1,9 @@
-"""Downloads from a server that misbehaves, and with the client killed midway: `python tools/trust/downloads.py`
+"""Downloads from a server that misbehaves, and with the client killed midway:
+`python tools/trust/downloads.py`
 
-A real HTTP server on this machine serves a few phantoms with the lists that the hub and GitHub give. Before it
-sends the right thing it misbehaves in one way. After each attack every file that has its final name must have the
-right bytes, and nothing may lie outside of the folder."""
+A real HTTP server on this machine serves a few phantoms with the lists that the hub and GitHub give. Before
+it sends the right thing it misbehaves in one way. After each attack every file that has its final name must
+have the right bytes, and nothing may lie outside of the folder."""
 import hashlib, json, os, random, re, signal, subprocess, sys, tempfile, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path

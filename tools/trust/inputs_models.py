@@ -1,4 +1,5 @@
-"""Models, states, prepared cases, archives and settings from strangers: `python tools/trust/inputs_models.py [words]`"""
+"""Models, states, prepared cases, archives and settings from strangers:
+`python tools/trust/inputs_models.py [words of a name]`"""
 import hashlib, json, os, shutil, sys, tempfile, zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,8 @@ def _made():
     d = Path(tmp.name)
     write_phantoms(d/'data', 3, shape=(16, 32, 32), spacing=(12., 10., 10.))
     for store in ('npy', 'blosc2'): prepare_folder(d/'data', d/store, PrepareConfig((8.,)*3, store))
-    small = get_recipe('tiny').replace(epochs=1, crop=(16,)*3, per_case=1, valid_per_case=1, n_folds=3, threads=1)
+    small = get_recipe('tiny').replace(epochs=1, crop=(16,)*3, per_case=1, valid_per_case=1)
+    small = small.replace(n_folds=3, threads=1)
     train(d/'npy', d/'run', small, echo=None, device='cpu')
     return d, tmp
 
@@ -33,7 +35,7 @@ def model(d, **changes):
     "A copy of the trained network, with other contents of config.json"
     shutil.copytree(RUN, d/'run', ignore=shutil.ignore_patterns('*.npz'))
     cfg = json.loads((d/'run'/'config.json').read_text())
-    for k, v in changes.items(): cfg[k] = cfg[k] | v if isinstance(v, dict) and isinstance(cfg.get(k), dict) else v
+    for k, v in changes.items(): cfg[k] = cfg[k] | v if isinstance(v, dict) and k in cfg else v
     (d/'run'/'config.json').write_text(json.dumps(cfg))
 
 
@@ -87,10 +89,12 @@ def long_header(d):
 
 CONFIG = 'run/config.json'
 MODELS = [(f'config.json: {name}', write, words) for name, write, words in [
-    ('a billion filters', lambda d: model(d, network=dict(filters=10**9)), ['no network has the filters', 'restore']),
+    ('a billion filters', lambda d: model(d, network=dict(filters=10**9)),
+     ['no network has the filters', 'restore']),
     ('a million blocks', lambda d: model(d, network=dict(blocks_down=[1, 10**6, 1, 1])), ['blocks_down']),
     ('nine levels', lambda d: model(d, network=dict(blocks_down=[1]*9, blocks_up=[1]*8)), ['blocks_down']),
-    ('filters as a word', lambda d: model(d, network=dict(filters='8; import os')), ['the setting filters', 'number']),
+    ('filters as a word', lambda d: model(d, network=dict(filters='8; import os')),
+     ['the setting filters', 'number']),
     ('filters 0', lambda d: model(d, network=dict(filters=0)), ['the filters 0']),
     ('groups that do not divide', lambda d: model(d, network=dict(groups=3)), ['the groups 3']),
     ('an unknown setting', lambda d: model(d, network=dict(code='x')), ['unknown settings code']),
@@ -110,7 +114,8 @@ MODELS = [(f'config.json: {name}', write, words) for name, write, words in [
 MODELS += [(f'weights: {name}', write, words) for name, write, words in [
     ('NaN', lambda d: weights(d, nan), ['not finite', 'model.safetensors']),
     ('one is missing', lambda d: weights(d, one_less), ['is missing', 'copy the whole folder']),
-    ('one too many, with an escape code', lambda d: weights(d, one_more), [r'\x1b[31mextra is not in the network']),
+    ('one too many, with an escape code', lambda d: weights(d, one_more),
+     [r'\x1b[31mextra is not in the network']),
     ('whole numbers', lambda d: weights(d, whole_numbers), ['is of type I32']),
     ('other shapes', lambda d: weights(d, turned), ['has the shape']),
     ('of a larger network', lambda d: model(d, network=dict(filters=512)), ['has the shape']),
@@ -155,7 +160,10 @@ def cut(d):
     os.truncate(d/'run'/'state.safetensors', 5000)
 
 
-def cut_weight(t): k = next(o for o in t if o.startswith('net.') and t[o].dim() == 5); t[k] = t[k][:1].clone(); return t
+
+def cut_weight(t):
+    k = next(o for o in t if o.startswith('net.') and t[o].dim() == 5)
+    return t | {k: t[k][:1].clone()}
 
 
 STATES = [('cut short', cut, ['does not hold the state of a training']),
@@ -165,17 +173,20 @@ STATES = [('cut short', cut, ['does not hold the state of a training']),
     ('an epoch that its log does not have', lambda d: run(d, fact(epoch=7)), ['another number of epochs']),
     ('a later format', lambda d: run(d, fact(format=9)), ['format 9']),
     ('settings that are no settings', lambda d: run(d, fact(same=dict(train=1))), ['run']),
-    ('a learning rate in words', lambda d: run(d, fact(groups=[dict(lr='fast')])), ['the learning rate is fast']),
+    ('a learning rate in words', lambda d: run(d, fact(groups=[dict(lr='fast')])),
+     ['the learning rate is fast']),
     ('a generator of another kind', lambda d: run(d, fact(rng=dict(python=[9], numpy=[]))), ['does not fit']),
     ("a generator's state cut", lambda d: run(d, tensor(lambda t: t | {'rng.torch': t['rng.torch'][:7].clone()})),
      ['does not fit']),
     ('no generator', lambda d: run(d, tensor(lambda t: {k: v for k, v in t.items() if k != 'rng.torch'})),
      ['does not fit']),
     ('weights of another shape', lambda d: run(d, tensor(cut_weight)), ['does not fit']),
-    ('weights are missing', lambda d: run(d, tensor(lambda t: {k: v for k, v in t.items() if k[:4] != 'net.'})),
+    ('weights are missing',
+     lambda d: run(d, tensor(lambda t: {k: v for k, v in t.items() if k[:4] != 'net.'})),
      ['does not fit']),
     ("an optimiser's value of no weight", lambda d: run(d, fact(values={'999.step': 1})), ['does not fit']),
-    ('run.json without a recipe', lambda d: (run(d), (d/'run'/'run.json').write_text('{}')), ['describes no run']),
+    ('run.json without a recipe', lambda d: (run(d), (d/'run'/'run.json').write_text('{}')),
+     ['describes no run']),
     ('run.json without a network', lambda d: (run(d), (d/'run'/'run.json').write_text(
         '{"processes": 1, "recipe": {}}')), ['holds no settings'])]
 
@@ -247,24 +258,32 @@ HUGE = npy_header(b"{'descr': '<i2', 'fortran_order': False, 'shape': (99999999,
 NESTED = npy_header(b'(' * 9000 + b'\n')
 OBJECTS = np.array([dict(a=1), 2], dtype=object)
 PREPAREDS = [
-    ('a pickle in a .npy file', lambda d: array(d, 'ct.npy', OBJECTS, allow_pickle=True), ['ct.npy', 'kits-prepare']),
-    ('an archive in a .npy file', lambda d: np.savez((prepared(d)/'tumor.npy').open('wb'), x=OBJECTS), ['tumor.npy']),
+    ('a pickle in a .npy file', lambda d: array(d, 'ct.npy', OBJECTS, allow_pickle=True),
+     ['ct.npy', 'kits-prepare']),
+    ('an archive in a .npy file', lambda d: np.savez((prepared(d)/'tumor.npy').open('wb'), x=OBJECTS),
+     ['tumor.npy']),
     ('a shape of exabytes', lambda d: raw(d, 'ct.npy', HUGE), ['ct.npy', 'cannot be read']),
     ('a header nested without end', lambda d: raw(d, 'seg.npy', NESTED), ['seg.npy', 'cannot be read']),
     ('floating-point voxels', lambda d: array(d, 'ct.npy', np.zeros((9, 9, 9))), ['the file holds float64']),
-    ('positions outside', lambda d: array(d, 'kidney.npy', np.array([10**9], np.int32)), ['outside of the volume']),
-    ('negative positions', lambda d: array(d, 'kidney.npy', np.array([-1], np.int32)), ['outside of the volume']),
-    ('positions that are no numbers', lambda d: array(d, 'tumor.npy', np.array(['a'])), ['tumor.npy', 'expected']),
+    ('positions outside', lambda d: array(d, 'kidney.npy', np.array([10**9], np.int32)),
+     ['outside of the volume']),
+    ('negative positions', lambda d: array(d, 'kidney.npy', np.array([-1], np.int32)),
+     ['outside of the volume']),
+    ('positions that are no numbers', lambda d: array(d, 'tumor.npy', np.array(['a'])),
+     ['tumor.npy', 'expected']),
     ('a folder in place of a file', lambda d: ((prepared(d)/'ct.npy').unlink(), (d/'prep/case_00001/ct.npy').mkdir()),
      ['ct.npy', 'cannot be read']),
     ('an id that is a path', lambda d: described(d, id='../../evil'), ["its id is '../../evil'"]),
     ('a shape of exabytes in case.json', lambda d: described(d, shape=[10**6]*3), ['its shape']),
     ('a shape in words', lambda d: described(d, shape=['a', 1, 1]), ['its shape']),
-    ('an affine without an inverse', lambda d: described(d, affine=np.zeros((4, 4)).tolist()), ['its affine']),
+    ('an affine without an inverse', lambda d: described(d, affine=np.zeros((4, 4)).tolist()),
+     ['its affine']),
     ('a store called pickle', lambda d: described(d, store='pickle'), ["its store is 'pickle'"]),
-    ('a list of files elsewhere', lambda d: described(d, checks=dict(bytes={'/etc/passwd': 1})), ['its list of files']),
+    ('a list of files elsewhere', lambda d: described(d, checks=dict(bytes={'/etc/passwd': 1})),
+     ['its list of files']),
     ('case.json is a list', lambda d: raw(d, 'case.json', b'[]'), ['case.json', 'damaged']),
-    ('prepared.json is a list', lambda d: (prepared(d), (d/'prep/prepared.json').write_text('[1]')), ['no settings']),
+    ('prepared.json is a list', lambda d: (prepared(d), (d/'prep/prepared.json').write_text('[1]')),
+     ['no settings']),
     ('prepared.json: spacing in words', lambda d: (prepared(d), (d/'prep/prepared.json').write_text(
         '{"spacing": "1; import os", "store": "npy"}')), ['the setting spacing']),
     ('prepared.json: a million steps', lambda d: (prepared(d), (d/'prep/prepared.json').write_text(
@@ -272,8 +291,10 @@ PREPAREDS = [
 PACKED = [('a lazy expression', lambda d: lazy(d, 'expression'), ['more than an array', 'ct.b2nd']),
     ('a lazy array with Python code', lambda d: lazy(d, 'function'), ['more than an array', 'ct.b2nd']),
     ('one more metalayer', lambda d: lazy(d, 'layer'), ['more than an array', 'ct.b2nd']),
-    ('another kind of file', lambda d: raw(d, 'ct.b2nd', b'PK\3\4' + bytes(500), 'blosc2'), ['no blosc2 file']),
-    ('half of a .b2nd file', lambda d: os.truncate(prepared(d, 'blosc2')/'ct.b2nd', 300), ['ct.b2nd', 'bytes']),
+    ('another kind of file', lambda d: raw(d, 'ct.b2nd', b'PK\3\4' + bytes(500), 'blosc2'),
+     ['no blosc2 file']),
+    ('half of a .b2nd file', lambda d: os.truncate(prepared(d, 'blosc2')/'ct.b2nd', 300),
+     ['ct.b2nd', 'bytes']),
     ('a .b2nd header of zeros', lambda d: raw(d, 'seg.b2nd', b'\x9e\xa8b2frame\0' + bytes(500), 'blosc2'),
      ['seg.b2nd', 'kits-prepare'])]
 
@@ -331,8 +352,10 @@ PREDICT = Command('kits-predict', RUN, '{d}/data', '{d}/out', '--no-tta', '--dev
 OTHERS = [
     ('a record that is a list', lambda d: predicted(d, '[1]'), PREDICT, ['predictions.json', 'describes no']),
     ('a record that is no JSON', lambda d: predicted(d, '{'), PREDICT, ['predictions.json', 'not JSON']),
-    ("a record of another's model", lambda d: predicted(d, '{"settings": {}, "models": []}'), PREDICT, ['other']),
-    ('a case id that leads elsewhere, prepared', None, prepare_outside, ['cannot be the name', 'rename the case']),
+    ("a record of another's model", lambda d: predicted(d, '{"settings": {}, "models": []}'), PREDICT,
+     ['other']),
+    ('a case id that leads elsewhere, prepared', None, prepare_outside,
+     ['cannot be the name', 'rename the case']),
     ('a recipe: a word for a number', settings(lr='fast'), recipe, ['the setting lr', 'a number']),
     ('a recipe: infinite', settings(lr=1e999), recipe, ['the setting lr', 'a number']),
     ('a recipe: true for a number', settings(epochs=True), recipe, ['the setting epochs', 'whole number']),
@@ -347,10 +370,12 @@ def entries():
     out = [Entry(n, MODEL, w, guarded(load), Refused(*words)) for n, w, words in MODELS]
     out += [Entry(f'state: {n}', STATE, w, resume, Refused(*words)) for n, w, words in STATES]
     out += [Entry(n, PREPARED, w, guarded(read_all), Refused(*words)) for n, w, words in PREPAREDS]
-    out += [Entry(n, PREPARED, w, guarded(read_all), Refused(*words), needs='blosc2') for n, w, words in PACKED]
+    out += [Entry(n, PREPARED, w, guarded(read_all),
+         Refused(*words), needs='blosc2') for n, w, words in PACKED]
     out += [Entry(n, SETTINGS, w, f, Refused(*words)) for n, w, f, words in OTHERS]
     out += [Entry('a pickle beside the weights, by command', MODEL, lambda d: (pickled(d), predicted_data(d)),
-                  Command('kits-predict', '{d}/run', '{d}/data', '{d}/out', '--device', 'cpu'), Refused('do not fit')),
+                  Command('kits-predict', '{d}/run', '{d}/data', '{d}/out', '--device', 'cpu'),
+                       Refused('do not fit')),
             Entry('a right model', MODEL, model, lambda d: load(d).cfg.filters, Accepted(8)),
             Entry('a right run', STATE, run, lambda d: resume(d) == d/'run',
                   Accepted(True, makes=['run/state.safetensors', 'run/log.csv'])),
