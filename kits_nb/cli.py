@@ -1,4 +1,4 @@
-"""Ten commands from nothing to a scored segmentation
+"""Twelve commands from nothing to a scored segmentation
 
 Docs: https://kits-nb.github.io/kits_nb/engine/commands.html.md"""
 
@@ -8,10 +8,10 @@ Docs: https://kits-nb.github.io/kits_nb/engine/commands.html.md"""
 __all__ = ['plain_errors', 'in_words', 'system_errors', 'print_outcome', 'three_numbers', 'three_shares', 'two_numbers',
            'case_ids', 'kits_phantom', 'kits_dicom', 'kits_prepare', 'kits_train', 'kits_predict', 'pick_device',
            'kits_evaluate', 'print_scores', 'save_morphometry', 'kits_measure', 'kits_submit', 'kits_export',
-           'kits_demo']
+           'kits_download', 'kits_repro', 'kits_demo']
 
 # %% ../nbs/engine/70_commands.ipynb #c003
-import os, sys, traceback, warnings
+import os, signal, sys, threading, traceback, warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,8 @@ def plain_errors(
     # fastai imports a function that the newest PyTorch calls deprecated; users can do nothing about it
     for kind in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings('ignore', message='.*torch.jit', category=kind)
-    try: yield
+    try:
+        with _ended_in_order(): yield
     except KeyboardInterrupt: sys.exit('stopped')
     except BrokenPipeError:                                # `| head` has read enough: nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)       # what is still to be flushed goes nowhere
@@ -37,6 +38,15 @@ def plain_errors(
     except Exception as e:
         if debug: traceback.print_exc()
         sys.exit(f'error: {in_words(e)}')
+
+@contextmanager
+def _ended_in_order():
+    "SIGTERM ends the program as an error does: what is half-written is removed, and the exit code is 143"
+    def end(*_): print('stopped by the signal SIGTERM', file=sys.stderr); sys.exit(143)
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    before = signal.signal(signal.SIGTERM, end)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
 
 def in_words(e):
     "An exception as a sentence; one that nobody expected asks to be reported"
@@ -327,10 +337,12 @@ def kits_evaluate(
         if compare: tables['comparison'] = compare_runs(table, other)
         print_scores(table, tables, classes)
         save_scores(table, out, **tables)
-        save_morphometry(predictions, out, prediction_classes(predictions, classes))
+        files = ['scores.csv', 'scores.json', 'report.html']
+        try: files.append(save_morphometry(predictions, out, prediction_classes(predictions, classes)).name)
+        except CaseError as e: errors = [*errors, e]           # there is nothing to measure
         write_report(out/'report.html', None, truth, predictions, n=pictures, scores=scores, other=other,
                      classes=classes)
-        print(f'\nwritten to {out}: scores.csv, scores.json, morphometry.csv, report.html')
+        print(f'\nwritten to {out}: {", ".join(files)}')
         for e in errors if debug else ():
             if e.__cause__: traceback.print_exception(e.__cause__)
         if errors: sys.exit('\n'.join(map(str, errors)))
@@ -373,7 +385,8 @@ def kits_measure(
         from kits_nb.evaluation.morphometry import measure_folder
         from kits_nb.evaluation.statistics import as_text
         table = measure_folder(predictions, classes)
-        print(as_text(table.set_index('case')).to_string(line_width=100))
+        short = table.assign(note=table.note.str.slice(0, 60)).set_index('case')
+        print(as_text(short).to_string(line_width=100))
         save_morphometry(predictions, out or predictions, table=table)
         bad = table[table.part == 'unreadable']
         if len(bad): sys.exit('\n'.join(f'error: {case}: {note}' for case,note in zip(bad.case, bad.note)))
@@ -412,6 +425,41 @@ def kits_export(
         export_onnx(net, out, size)
         gap = compare_onnx(out, net, (1, *(size or net.meta['window'])))
         print(f'{out}: {os.path.getsize(out)/1e6:.1f} MB, largest difference from PyTorch {gap:.1e}')
+
+# %% ../nbs/engine/70_commands.ipynb #nb98932
+@call_parse(pos=['out'])
+def kits_download(
+    out:str,             # Data folder to fill
+    data:str='kits19',   # kits19 (210 cases with labels) or kits23 (489 cases, with cysts)
+    cases:str='',        # Only these: 0-23,30 or case ids; by default all with labels
+    dry_run:bool=False,  # Only say what would be fetched
+    n_workers:int=4,     # Files at a time
+    mirror:str='',       # Address of a server that has the same files at the same paths
+    no_imaging:bool=False, # Only labels and the clinical table
+    no_labels:bool=False,  # Only scans
+    debug:bool=False     # Show the traceback of an error
+):
+    "Fetch the scans of KiTS from Hugging Face and the labels from GitHub, verified; run it again to resume"
+    with plain_errors(debug):
+        from kits_nb.data.download import Servers, download
+        outcome = download(out, data, case_ids(cases), Servers.at(mirror), n_workers, dry_run,
+            partial(print, flush=True), labels=not no_labels, imaging=not no_imaging)
+        print_outcome(outcome, debug)
+
+# %% ../nbs/engine/70_commands.ipynb #nb16de5
+@call_parse(pos=['folder'])
+def kits_repro(
+    folder:str,         # A run, predictions, prepared cases or a download
+    data:str='',        # The prepared cases of a run, or the scans of predictions, to compare as well
+    deep:bool=False,    # Read all prepared files again
+    debug:bool=False    # Show the traceback of an error
+):
+    "Say what of a run differs from here and now; exit code 1 if anything does"
+    with plain_errors(debug):
+        from kits_nb.training.repeat import compare_with_now
+        lines,n = compare_with_now(folder, data, deep)
+        print('\n'.join(lines))
+        if n: sys.exit(1)
 
 # %% ../nbs/engine/70_commands.ipynb #c018
 @call_parse
