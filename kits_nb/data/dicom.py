@@ -62,6 +62,7 @@ def _check_slice(s):
         _fail(f'the PixelSpacing is {s.spacing}, not two positive lengths', _EXPORT, s.path)
     if s.rescale[0] == 0: _fail('the RescaleSlope is 0, so that all voxels would be equal', _EXPORT, s.path)
 
+# %% ../../nbs/engine/22_dicom.ipynb #n7ea7
 def _check_patient(slices, folder):
     "All slices must be of one patient; ids are not printed"
     first = next((s for s in slices if s.patient), None)

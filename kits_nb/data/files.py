@@ -130,7 +130,8 @@ def _nifti(path, take):
     img,pixdim = _open(path)
     shape,affine,oriented = _check_grid(img, pixdim, path)
     try: data = _voxels(img, path, take).reshape(shape, order='A')
-    except (*_BROKEN, MemoryError) as e: raise _unreadable(e, path, 'the file is damaged or ends early') from e
+    except (*_BROKEN, MemoryError) as e:
+        raise _unreadable(e, path, 'the file is damaged or ends early') from e
     native = data.astype(data.dtype.newbyteorder('='), copy=False)
     return native, Source(str(path), shape, affine, img.header.copy(), oriented)
 

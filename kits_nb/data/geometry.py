@@ -127,13 +127,13 @@ def _not_hu(x):
     low,high = float(x.min()), float(x.max())
     if low == high: return ''                                            # a test image
     if high - low <= 60 or (low >= 0 and high <= 255):
-        return f'all values lie between {low:.3g} and {high:.3g}, as in a picture, labels or normalised values'
+        return f'all values lie between {low:.3g} and {high:.3g}, as in a picture, labels or scaled values'
     def share(a, b): return float(((x > a) & (x < b)).mean())
     if x.size < 1000: return ''
     if share(800, np.inf) > .05 and share(-900, -30) < .005:
-        return f'{share(800, np.inf):.0%} of all voxels are above 800 and none is like fat, as if HU were shifted up'
+        return f'{share(800, np.inf):.0%} of voxels are above 800, none is like fat, as if HU were shifted up'
     if share(-np.inf, -1100) > .2 and share(-200, 200) < .02:
-        return f'{share(-np.inf, -1100):.0%} of all voxels are below -1100, as if HU were shifted down'
+        return f'{share(-np.inf, -1100):.0%} of voxels are below -1100, as if HU were shifted down'
     return ''
 
 # %% ../../nbs/engine/27_geometry.ipynb #0d379ebb

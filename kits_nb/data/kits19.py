@@ -40,7 +40,8 @@ def find_cases(
     path = Path(path)
     try: cases = _find(path)
     except OSError as e: raise case_error(e, path=e.filename or path) from e
-    if cases: return _with_own_ids([replace(c, series=series or c.series, straighten=straighten) for c in cases])
+    cases = [replace(c, series=series or c.series, straighten=straighten) for c in cases]
+    if cases: return _with_own_ids(cases)
     fix = 'name a folder that holds case_00000/imaging.nii.gz, *.nii.gz scans, or folders of DICOM files'
     raise CaseError('there is no case in this folder', fix=fix, path=path)
 

@@ -128,8 +128,9 @@ class Series:
 
 # %% ../../nbs/engine/29_series.ipynb #5a9f46e0
 CT_SLICES = 'CT slices'
-PASSES = dict(AcquisitionNumber='acquisition', TemporalPositionIdentifier='time', TemporalPositionIndex='time',
-              NominalPercentageOfCardiacPhase='phase', ConvolutionKernel='kernel', KVP='kV')
+PASSES = dict(AcquisitionNumber='acquisition', TemporalPositionIdentifier='time',
+              TemporalPositionIndex='time', NominalPercentageOfCardiacPhase='phase',
+              ConvolutionKernel='kernel', KVP='kV')
 
 # %% ../../nbs/engine/29_series.ipynb #n6044
 _TEXTS = ('SeriesInstanceUID', 'SeriesNumber', 'SeriesDescription', 'RescaleType', 'FrameOfReferenceUID',

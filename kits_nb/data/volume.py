@@ -100,10 +100,9 @@ def resample(
     out = F.interpolate(flat, tuple(shape), **how)
     return (out.round_() if whole else out).to(x.dtype).reshape(*x.shape[:-3], *shape)
 
-# %% ../../nbs/book/03_volumes.ipynb #v0343b
+# %% ../../nbs/book/03_volumes.ipynb #v0344
 MOST_VOXELS = 2**31   # Of any grid: a body of two cubic metres at 1 mm
 
-# %% ../../nbs/book/03_volumes.ipynb #v0344
 def resampled_shape(
     shape:tuple,   # (D,H,W)
     spacing:tuple, # mm

@@ -195,6 +195,7 @@ def predict_folder(
     window_of(models, cfg)
     with sole_writer(out): return _predict(models, cases, out, cfg, echo, overwrite, ahead, clean)
 
+# %% ../../nbs/engine/52_cases.ipynb #n3bfb
 def _predict(models, cases, out, cfg, echo, overwrite, ahead, clean):
     "Into a folder that is ours"
     _claim(out, models, cfg, clean, overwrite)
