@@ -402,7 +402,7 @@ def _bowels(rng, b):
     r = r*np.exp(rng.normal(0, .12, len(r)))
     return [_tube(colon, np.clip(r, 9, 38), 'colon', 0)]
 
-# %% ../../nbs/engine/27_anatomy.ipynb #7d8eadd6
+# %% ../../nbs/engine/27_anatomy.ipynb #608c857e
 def _small_organs():
     "Pancreas and adrenals"
     pan = _curve([[5,-45,-28], [-15,-52,-15], [-28,-56,10], [-42,-38,45], [-55,-10,80]], 9)
@@ -431,6 +431,7 @@ def _hips(metal):
             out.append(_tube(np.array(pts)*[1,1,s], r, kind, 7))
     return out
 
+# %% ../../nbs/engine/27_anatomy.ipynb #bcf00b02
 def _devices(rng, b, screws, ecg):
     "Screws and rods in the spine, electrodes with their wires on the skin"
     out = []
