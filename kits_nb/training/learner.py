@@ -31,11 +31,12 @@ def set_seed(
 # %% ../../nbs/book/12_training.ipynb #c014
 def poly_lr(
     lr:float,      # Initial learning rate, alpha_0
-    epoch:int,     # Epoch e, from 0
+    epoch:int,     # Epoch e, from 0 to N_e
     epochs:int,    # Number of epochs N_e
     power:float=.9 # Exponent
-) -> float: # Learning rate of this epoch
+) -> float: # Learning rate of this epoch; raises `ValueError` for one that there is not
     "The polynomial schedule of the paper"
+    if not 0 <= epoch <= epochs: raise ValueError(f'there is no epoch {epoch} of {epochs}')
     return lr * (1 - epoch/epochs)**power           # eq. (1)
 
 # %% ../../nbs/book/12_training.ipynb #0dba4fef
