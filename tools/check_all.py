@@ -2,9 +2,9 @@
 """Everything that must hold before a change lands: `python tools/check_all.py`, in a clean clone and a
 virtual environment.
 
-Installs and tests with the README's own command, then checks that the chapters read like a book, that
-packages point one way, that exporting and cleaning change nothing, that the README and the site are whole,
-and that a wheel runs the demonstration away from the source tree. The last line says how many notebooks and
+Installs and tests with the README's own command, then checks that bad inputs and faults end as they should,
+that the chapters read like a book, that packages point one way, that exporting and cleaning change nothing,
+that the README and the site are whole, and that a wheel runs the demonstration away from the source tree. The last line says how many notebooks and
 checks passed and failed. Names of checks as arguments run those alone."""
 import os, re, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -88,6 +88,7 @@ def git_status():
 
 
 def check_tools(): return unchanged('python tools/test_tools.py')
+def check_trust(): return unchanged('python tools/check_trust.py')
 def check_arrows(): return unchanged('python tools/check_arrows.py')
 def check_book(): return unchanged('python tools/check_book.py')
 def check_export(): return unchanged('nbdev-export')
@@ -110,9 +111,9 @@ def check_wheel():
         return (1, 0) if code == 0 and all(o.exists() for o in made) else (0, 1)
 
 
-CHECKS = dict(notebooks=check_notebooks, nights=check_nights, tools=check_tools, arrows=check_arrows,
-              book=check_book, export=check_export, clean=check_clean, readme=check_readme, site=check_site,
-              gpu=check_gpu, wheel=check_wheel)
+CHECKS = dict(notebooks=check_notebooks, nights=check_nights, tools=check_tools, trust=check_trust,
+              arrows=check_arrows, book=check_book, export=check_export, clean=check_clean,
+              readme=check_readme, site=check_site, gpu=check_gpu, wheel=check_wheel)
 
 
 def main(names):

@@ -325,7 +325,7 @@ add(NUMBERS, 'a picture of 0..255', one(data=((HU.clip(-200, 300) + 200)//2).ast
     read('a.nii.gz'),
     Refused('a.nii.gz', 'between 0 and 250', 'picture'))
 add(NUMBERS, 'standardised', one(data=((HU - HU.mean())/HU.std()).astype(np.float32)), read('a.nii.gz'),
-    Refused('a.nii.gz', 'between', 'scaled values'))
+    Refused('a.nii.gz', 'between', 'normalised'))
 add(NUMBERS, 'labels for a scan', one(data=SEG.data), read('a.nii.gz'),
     Refused('a.nii.gz', 'between 0 and 2', 'labels'))
 add(NUMBERS, 'not a number', one(data=np.where(HU > 100, np.nan, HU).astype(np.float32)), read('a.nii.gz'),
