@@ -104,7 +104,8 @@ def signalled(place, name, sig, rng, times=3):
         if 'Traceback' in said: return f'a traceback: {said[-600:]}', hits
         if hit and code and sig != signal.SIGKILL:
             if leftovers(out): return f'left behind after {sig.name}: {leftovers(out)[:3]}', hits
-            if 'stopped' not in said: return f'no word: {said[-200:]}', hits
+            done = content(out) == place.right[name]           # it was hit when all was written
+            if 'stopped' not in said and not done: return f'no word: {said[-200:]}', hits
     return place.completes(name, out), hits
 
 
