@@ -4,8 +4,9 @@ virtual environment.
 
 Installs and tests with the README's own command, then checks that bad inputs and faults end as they should,
 that the chapters read like a book, that packages point one way, that exporting and cleaning change nothing,
-that the README and the site are whole, and that a wheel runs the demonstration away from the source tree. The last line says how many notebooks and
-checks passed and failed. Names of checks as arguments run those alone."""
+that the README and the site are whole, and that a wheel runs the demonstration away from the source tree. The
+last line says how many notebooks and checks passed and failed. Names of checks as arguments run those
+alone."""
 import os, re, subprocess, sys, tempfile, time
 from pathlib import Path
 

@@ -154,10 +154,19 @@ def _numbers(ds, *names):
     if any(v is None for v in values): return ()
     return tuple(float(o) for v in values for o in (v if np.iterable(v) else [v]))
 
+_DEFLATED = b'1.2.840.10008.1.2.1.99'     # a whole file as one zlib stream, which may unpack to anything
+
+def _check_deflated(path):
+    with path.open('rb') as f: start = f.read(2048)
+    if _DEFLATED in start:
+        fix = 'export it uncompressed, or convert it (gdcmconv --raw, dcmconv +te)'
+        raise CaseError('the file is deflated as a whole, which is not read', fix=fix, path=path)
+
 def _header(path):
     "The `Slice` of a file"
-    pydicom = _pydicom()
+    pydicom,path = _pydicom(), Path(path)
     try:
+        _check_deflated(path)
         ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS, force=True)
         if 'SOPClassUID' not in ds: raise ValueError('it ends before it says what it is')
         text = {o: str(v).strip() if (v := ds.get(o)) is not None else '' for o in _TEXTS}
@@ -167,6 +176,7 @@ def _header(path):
         names = [text.pop(o) for o in _TEXTS[:8]]
         return Slice(Path(path), *names[:3], _kind(ds), shape, *where, rescale, *names[3:7],
                      tuple(text.values()), names[7])
+    except CaseError: raise
     except _BROKEN as e:
         if isinstance(e, MemoryError) or getattr(e, 'errno', None): raise case_error(e, path=path) from e
         found = f'pydicom cannot read this file ({_why(e)})'

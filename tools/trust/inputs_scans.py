@@ -542,6 +542,16 @@ add(SIZES, 'an NRRD header of 700 megavoxels', lambda d: (d/'a.nrrd').write_byte
 add(SIZES, 'an NRRD voxel of 300 mm', lambda d: save_nrrd(d/'a.nrrd', NRRD.replace('-8)', '-300)')),
     read('a.nrrd'),
     Refused('a.nrrd', 'm long', 'voxel size'), needs='SimpleITK')
+
+def deflated(d):
+    import pydicom
+    save_series(d/'s')
+    x = pydicom.dcmread(d/'s'/'IM0003')
+    x.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    x.PixelData = bytes(50 << 20)                      # 50 MB of zeros in 50 kB; no reader has a limit
+    x.save_as(d/'s'/'IM0003', enforce_file_format=True)
+add(SIZES, 'a slice that unpacks to 50 MB', deflated, read('s'),
+    Refused('IM0003', 'deflated as a whole', 'convert it'))
 add(SIZES, 'DICOM pixels of 90 mm', lambda d: save_series(d/'s', lambda k: dict(PixelSpacing=[90, 90])),
     read('s'),
     Refused('/s:', 'm long', 'voxel size'))
