@@ -125,7 +125,7 @@ def _not_written(e, path, tmp):
     return case_error(e, path=e.filename if other else path)
 
 def _sync(path):
-    with open(path, 'rb') as f: os.fsync(f.fileno())
+    with open(path, 'r+b') as f: os.fsync(f.fileno())       # Windows syncs only what may be written
 
 # %% ../nbs/engine/20_core.ipynb #n91c0f9
 def inside(

@@ -230,7 +230,7 @@ def fetch(
         part.unlink()
         if not again: raise CaseError('what the server sends has another hash than its list says',
                                       fix='try again later, or report it to the data set', path=file.url)
-    with open(part, 'rb') as f: os.fsync(f.fileno())
+    with open(part, 'r+b') as f: os.fsync(f.fileno())
     os.replace(part, path)
     return path
 
