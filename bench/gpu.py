@@ -21,9 +21,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'bench')]
-LIMITS = dict(correct=60, cells=60, ceilings=20, step=190, epoch=70, scan=80, resume=60)  # seconds: 540 in all
-FULL = dict(small=64, crop=176, scan=(400, 447, 447), volume=(192, 256, 256), cases=4, per_case=16, preset='paper', models=5)
-TINY = dict(small=16, crop=32, scan=(32, 40, 40), volume=(40, 64, 64), cases=3, per_case=2, preset='tiny', models=2)
+LIMITS = dict(
+    correct=60, cells=60, ceilings=20, step=190, epoch=70, scan=80, resume=60
+)  # seconds: 540 in all
+FULL = dict(
+    small=64,
+    crop=176,
+    scan=(400, 447, 447),
+    volume=(192, 256, 256),
+    cases=4,
+    per_case=16,
+    preset='paper',
+    models=5,
+)
+TINY = dict(
+    small=16, crop=32, scan=(32, 40, 40), volume=(40, 64, 64), cases=3, per_case=2, preset='tiny', models=2
+)
 
 
 def parse():
@@ -104,16 +117,24 @@ def correct(args):
 
     def compare(n, name, want, x, labels):
         for half in (False, True):
-            most = (0.03, 0.2) if half else (1e-4, 1e-3)  # of logits and gradients; the errors add up over 20 layers
+            most = (
+                (0.03, 0.2) if half else (1e-4, 1e-3)
+            )  # of logits and gradients; the errors add up over 20 layers
             for fast in (False, True):
                 dtype = torch.bfloat16 if half else torch.float32
                 net = place(copy.deepcopy(plain), args.device, dtype, fast=fast)
                 torch.backends.cudnn.benchmark = False  # trying takes longer than computing once
                 got = numbers(net, x, labels, half)
                 logits, loss, grads = (relative(a, b) for a, b in zip(got, want))
-                say('correct', f'{n}³ {"bfloat16" if half else "float32"} {"fast" if fast else "plain"} '
-                    f'against {name}', logits=logits, loss=loss, gradients=grads,
-                    right=not fast or logits < most[0] and grads < most[1])
+                say(
+                    'correct',
+                    f'{n}³ {"bfloat16" if half else "float32"} {"fast" if fast else "plain"} '
+                    f'against {name}',
+                    logits=logits,
+                    loss=loss,
+                    gradients=grads,
+                    right=not fast or logits < most[0] and grads < most[1],
+                )
 
     n, crop = args.size['small'], args.size['crop']
     x, labels = batch(n, 1, args.device)
@@ -126,8 +147,15 @@ def correct(args):
     want = numbers(place(copy.deepcopy(plain), args.device, fast=False), x, labels, False)
     compare(crop, 'plain float32', want, x, labels)
     conv = plain.encoder.levels[0][0].conv1.to(args.device)
-    error = half_error(conv, torch.randn(1, conv.in_channels, *[crop] * 3, device=args.device), torch.bfloat16)
-    say('correct', f'largest convolution in bfloat16 against float32, {crop}³', error=error, right=error < 0.05)
+    error = half_error(
+        conv, torch.randn(1, conv.in_channels, *[crop] * 3, device=args.device), torch.bfloat16
+    )
+    say(
+        'correct',
+        f'largest convolution in bfloat16 against float32, {crop}³',
+        error=error,
+        right=error < 0.05,
+    )
 
 
 # --- cells -----------------------------------------------------------------------------------------------
@@ -144,20 +172,38 @@ def cells(args):
         if n := sum(c.startswith('#| cuda') for c in code):
             script = Path(tempfile.mkdtemp()) / f'cells_of_{path.stem}.py'
             script.write_text('\n\n'.join(c for c in code if not c.startswith(skip)), encoding='utf8')
-            env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
-            running.append((path.stem, n, subprocess.Popen([sys.executable, script], cwd=path.parent, env=env, text=True,
-                                                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)))
+            env = os.environ | dict(
+                PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+            )
+            running.append(
+                (
+                    path.stem,
+                    n,
+                    subprocess.Popen(
+                        [sys.executable, script],
+                        cwd=path.parent,
+                        env=env,
+                        text=True,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.PIPE,
+                    ),
+                )
+            )
     for name, n, p in running:
         why = [o for o in p.communicate()[1].splitlines() if o.strip()]
-        say('cells', f'{name}, with {n} flagged cuda', right=p.returncode == 0,
-            **(dict(error=' | '.join(why[-3:])[-400:]) if p.returncode else {}))
+        say(
+            'cells',
+            f'{name}, with {n} flagged cuda',
+            right=p.returncode == 0,
+            **(dict(error=' | '.join(why[-3:])[-400:]) if p.returncode else {}),
+        )
 
 
 # --- ceilings --------------------------------------------------------------------------------------------
 
 
 def least_bytes(cfg, n, bs=1):
-    "Bytes of a step if each convolution read its input and wrote its output once, three times over, in bfloat16"
+    "Bytes of a step if each convolution read its input and wrote its output once, thrice, in bfloat16"
     import torch
     from kits_nb.network.model import BoundaryNet
 
@@ -195,8 +241,15 @@ def ceilings(args):
     cfg, crop = PRESETS[args.size['preset']], args.size['crop']
     flops, least = 3 * count_flops(cfg, (crop,) * 3), least_bytes(cfg, crop)
     floor = 1000 * max(flops / rates[torch.bfloat16], least / wire)
-    say('ceilings', f'floor of our step, {crop}³, batch 1', TFLOP=flops / 1e12, GB=least / 1e9,
-        arithmetic_ms=1000 * flops / rates[torch.bfloat16], memory_ms=1000 * least / wire, floor_ms=floor)
+    say(
+        'ceilings',
+        f'floor of our step, {crop}³, batch 1',
+        TFLOP=flops / 1e12,
+        GB=least / 1e9,
+        arithmetic_ms=1000 * flops / rates[torch.bfloat16],
+        memory_ms=1000 * least / wire,
+        floor_ms=floor,
+    )
 
 
 # --- step ------------------------------------------------------------------------------------------------
@@ -220,7 +273,9 @@ def variants(args):
         "nnU-Net's plain U-Net": dict(net='nnunet'),
         'ours, fast, compiled, batch 2': ours | dict(compiled=True, bs=2),
     }
-    if args.kind == 'cpu':  # tf32 and cudnn are CUDA's; two of ours and one of others are enough to run the code
+    if (
+        args.kind == 'cpu'
+    ):  # tf32 and cudnn are CUDA's; two of ours and one of others are enough to run the code
         table = {k: table[k] for k in ('ours, fast', 'ours, plain, channels_last', 'MONAI SegResNet')}
     wanted = {k: v for k, v in table.items() if not (args.no_compile and v.get('compiled'))}
     return {k: v for k, v in wanted.items() if re.search(args.only, k)}
@@ -237,13 +292,17 @@ def peer(name, n):
         from monai.networks.nets import SegResNet
 
         dice = DiceLoss(sigmoid=True, squared_pred=True, batch=True)
-        net = SegResNet(init_filters=16, in_channels=1, out_channels=2, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1))
+        net = SegResNet(
+            init_filters=16, in_channels=1, out_channels=2, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1)
+        )
         return net, lambda p, y: dice(p.float(), torch.stack([y > 0, y == 2], 1).float())
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
     norm = dict(norm_op=nn.InstanceNorm3d, norm_op_kwargs=dict(eps=1e-5, affine=True))
     relu = dict(nonlin=nn.LeakyReLU, nonlin_kwargs=dict(inplace=True))
-    net = PlainConvUNet(1, 4, (20, 40, 80, 160), nn.Conv3d, 3, [1, 2, 2, 2], 2, 3, 2, conv_bias=True, **norm, **relu)
+    net = PlainConvUNet(
+        1, 4, (20, 40, 80, 160), nn.Conv3d, 3, [1, 2, 2, 2], 2, 3, 2, conv_bias=True, **norm, **relu
+    )
 
     def loss(p, y):
         p, one_hot = p.float(), F.one_hot(y.long(), 3).movedim(-1, 1)
@@ -254,9 +313,18 @@ def peer(name, n):
     return net, loss
 
 
-def make_step(args, net='ours', fast=True, layout='auto', compiled=False, precision='bfloat16', bs=1, benchmark=True,
-              recompute=False):
-    "A whole training step as a function without arguments: forward, loss with its edge targets, backward, Adam"
+def make_step(
+    args,
+    net='ours',
+    fast=True,
+    layout='auto',
+    compiled=False,
+    precision='bfloat16',
+    bs=1,
+    benchmark=True,
+    recompute=False,
+):
+    "A training step as a function without arguments: forward, loss with its edge targets, backward, Adam"
     import torch
     from measure import batch
     from kits_nb.network.device import place, recompute_blocks
@@ -298,7 +366,9 @@ def step(args):
     import torch
 
     for name, settings in variants(args).items():
-        if (name != args.variant) if args.variant else settings.get('compiled'):  # compiled ones have a process each
+        if (
+            (name != args.variant) if args.variant else settings.get('compiled')
+        ):  # compiled ones have a process each
             continue
         torch.backends.cudnn.allow_tf32 = settings.get('precision') == 'tf32' or args.kind == 'cuda'
         start = time.perf_counter()
@@ -320,7 +390,15 @@ def step(args):
             torch.cuda.reset_peak_memory_stats()
         rounds = args.rounds if args.kind == 'cuda' else 2
         times = sorted(1000 * seconds(f, args) for _ in range(rounds))
-        say('step', name, ms=statistics.median(times), least=times[0], most=times[-1], peak_GB=peak_gb(args), first_s=first)
+        say(
+            'step',
+            name,
+            ms=statistics.median(times),
+            least=times[0],
+            most=times[-1],
+            peak_GB=peak_gb(args),
+            first_s=first,
+        )
         if args.profile and settings.get('net', 'ours') == 'ours':
             kernels(args, name, f)
         del f
@@ -377,8 +455,13 @@ def epoch(args):
 
     size, full, work = args.size, not args.tiny, Path(os.environ['KITS_BENCH'])
     recipe = get_recipe('paper' if full else 'tiny').replace(
-        crop=(size['crop'],) * 3, per_case=size['per_case'], valid_per_case=1, epochs=3, n_folds=size['cases'],
-        num_workers=8 if full else 1)
+        crop=(size['crop'],) * 3,
+        per_case=size['per_case'],
+        valid_per_case=1,
+        epochs=3,
+        n_folds=size['cases'],
+        num_workers=8 if full else 1,
+    )
     cases = load_prepared(work / 'prepared')[1]
     learn = make_learner(cases[1:], cases[:1], recipe, args.device)
     for _ in range(2):
@@ -391,6 +474,7 @@ def epoch(args):
 
     class Clock(Callback):
         "Seconds of the training part of each epoch, and of a step whose crop is there already"
+
         order = 100
 
         def before_train(self):
@@ -407,10 +491,19 @@ def epoch(args):
                 self.batch = self.learn.xb, self.learn.yb
 
     clock = Clock()
-    took = seconds(lambda: train(work / 'prepared', work / 'run', recipe, echo=None, device=args.device, cbs=[clock]), args)
+    took = seconds(
+        lambda: train(work / 'prepared', work / 'run', recipe, echo=None, device=args.device, cbs=[clock]),
+        args,
+    )
     alone = step_alone(args, clock.learn, *clock.batch)
-    say('epoch', f'a real training, {3 * clock.n} steps of {size["crop"]}³', seconds=took,
-        ms_per_step=1000 * clock.took / clock.n, ms_of_a_step_alone=1000 * alone, idle=1 - alone * clock.n / clock.took)
+    say(
+        'epoch',
+        f'a real training, {3 * clock.n} steps of {size["crop"]}³',
+        seconds=took,
+        ms_per_step=1000 * clock.took / clock.n,
+        ms_of_a_step_alone=1000 * alone,
+        idle=1 - alone * clock.n / clock.took,
+    )
 
 
 def step_alone(args, learn, xb, yb):
@@ -420,7 +513,9 @@ def step_alone(args, learn, xb, yb):
     net, loss, opt = learn.model.train(), learn.loss_func, learn.opt
 
     def f():
-        with torch.autocast(args.kind, torch.bfloat16, enabled=any(o.name == 'autocast' for o in learn.cbs)):
+        with torch.autocast(
+            args.kind, torch.bfloat16, enabled=any(o.name == 'autocast' for o in learn.cbs)
+        ):
             pred = net(*(o.as_subclass(torch.Tensor) for o in xb))
         loss(pred, *yb).backward()
         opt.step()
@@ -462,7 +557,12 @@ def scan(args):
             torch.cuda.reset_peak_memory_stats()
         took = seconds(lambda: predict_maps(models[:n], ct, PredictConfig(tta=tta)), args)
         images = '8 mirror images' if tta else '1 image'
-        say('scan', f'{mega:.1f} Mvoxel, {n} model{"s" * (n > 1)}, {images}', seconds=took, peak_GB=peak_gb(args))
+        say(
+            'scan',
+            f'{mega:.1f} Mvoxel, {n} model{"s" * (n > 1)}, {images}',
+            seconds=took,
+            peak_GB=peak_gb(args),
+        )
 
 
 # --- resume ----------------------------------------------------------------------------------------------
@@ -474,9 +574,11 @@ from kits_nb.training.distributed import launch
 from kits_nb.training.recipe import get_recipe
 from kits_nb.training.run import train
 prepared, run, device, epochs, bs = sys.argv[1:]
-recipe = get_recipe('tiny').replace(epochs=int(epochs), per_case=4, valid_per_case=1, n_folds=2, bs=int(bs), deterministic=True)
+recipe = get_recipe('tiny').replace(epochs=int(epochs), per_case=4, valid_per_case=1, n_folds=2, bs=int(bs),
+                                    deterministic=True)
+def say(line): print(line, flush=True)
 def main():
-    with launch(): train(prepared, run, recipe, device=device or None, resume=True, echo=lambda o: print(o, flush=True))
+    with launch(): train(prepared, run, recipe, device=device or None, resume=True, echo=say)
 if __name__ == '__main__': main()
 '''
 
@@ -512,13 +614,24 @@ def resume(args):
     said = [o.communicate()[0] for o in (again, whole, one)][0]
     a, b = (load_file(work / o / 'model.safetensors') for o in ('whole', 'cut'))
     same = all(torch.equal(a[k], b[k]) for k in a)
-    say('resume', 'killed after an epoch and resumed: weights', same=same, resumed='resumes after epoch' in said, right=same)
+    say(
+        'resume',
+        'killed after an epoch and resumed: weights',
+        same=same,
+        resumed='resumes after epoch' in said,
+        right=same,
+    )
     error = None
     if not cause:
         c, d = (load_file(work / o / 'model.safetensors') for o in ('two', 'one'))
         error = relative(c.values(), d.values())
-    say('resume', 'two processes on one device, against one with twice the batch: weights', error=error,
-        right=not cause and error < 1e-2, **(dict(cause=cause[-300:]) if cause else {}))
+    say(
+        'resume',
+        'two processes on one device, against one with twice the batch: weights',
+        error=error,
+        right=not cause and error < 1e-2,
+        **(dict(cause=cause[-300:]) if cause else {}),
+    )
 
 
 # --- all of it -------------------------------------------------------------------------------------------
@@ -538,8 +651,14 @@ def start(args, section, more=()):
     options += ['--tiny'] * args.tiny + ['--no-compile'] * args.no_compile
     cache = os.environ.get('TORCHINDUCTOR_CACHE_DIR') or tempfile.gettempdir() + '/kits_nb_compiled'
     env = os.environ | dict(PYTHONUNBUFFERED='1', PYTHONWARNINGS='ignore', TORCHINDUCTOR_CACHE_DIR=cache)
-    return subprocess.Popen([sys.executable, __file__, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, env=env, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, __file__, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+        start_new_session=True,
+    )
 
 
 def finish(p, limit, echo=lambda row: None):
@@ -562,11 +681,17 @@ def finish(p, limit, echo=lambda row: None):
 
 def show(row):
     def text(v):
-        return f'{v:.3g}' if isinstance(v, float) and abs(v) < 100 else f'{v:.0f}' if isinstance(v, float) else str(v)
+        return (
+            f'{v:.3g}'
+            if isinstance(v, float) and abs(v) < 100
+            else f'{v:.0f}' if isinstance(v, float) else str(v)
+        )
 
     rest = {k: v for k, v in row.items() if k not in ('section', 'name', 'right') and v is not None}
     mark = {True: ' ', False: '!', None: ' '}[row.get('right')]
-    return f'{mark} {row["section"]:9}{row["name"]:58} ' + ', '.join(f'{k} {text(v)}' for k, v in rest.items())
+    return f'{mark} {row["section"]:9}{row["name"]:58} ' + ', '.join(
+        f'{k} {text(v)}' for k, v in rest.items()
+    )
 
 
 def describe(args):
@@ -574,8 +699,14 @@ def describe(args):
     from measure import commit_of, cpu_name, versions
 
     name = torch.cuda.get_device_name(args.device) if args.kind == 'cuda' else cpu_name()
-    return dict(device=name, versions=versions('torch', 'triton', 'monai', 'fastai'), commit=commit_of(ROOT),
-                date=time.strftime('%Y-%m-%d'), network=args.size['preset'], crop=args.size['crop'])
+    return dict(
+        device=name,
+        versions=versions('torch', 'triton', 'monai', 'fastai'),
+        commit=commit_of(ROOT),
+        date=time.strftime('%Y-%m-%d'),
+        network=args.size['preset'],
+        crop=args.size['crop'],
+    )
 
 
 def main():
@@ -595,8 +726,15 @@ def main():
     for name in args.sections:
         if name in ('ceilings', 'step', 'epoch', 'scan'):  # these are timed: nothing may run beside them
             for what, p in beside:
-                ready = what == 'cases' and p.wait() == 0 or any('"ready"' in o for o in iter(p.stdout.readline, ''))
-                print(f'{" " if ready else "!"} {what}: ready after {time.perf_counter() - begin:.0f} s', flush=True)
+                ready = (
+                    what == 'cases'
+                    and p.wait() == 0
+                    or any('"ready"' in o for o in iter(p.stdout.readline, ''))
+                )
+                print(
+                    f'{" " if ready else "!"} {what}: ready after {time.perf_counter() - begin:.0f} s',
+                    flush=True,
+                )
             waiting, beside = [p for what, p in beside if what != 'cases'], []
         since, limit = time.perf_counter(), LIMITS[name] * (10 if args.kind == 'cpu' else 1)
         if name == 'step':
@@ -607,8 +745,13 @@ def main():
         found['ends'][name] = dict(seconds=time.perf_counter() - since, end=end)
         print(f'{"!" if end else " "} {name:9}{found["ends"][name]["seconds"]:.0f} s {end}', flush=True)
         Path(args.out).write_text(json.dumps(found, indent=1))
-    wrong = [o for o in found['rows'] if o.get('right') is False] + [o for o in found['ends'].values() if o['end']]
-    print(f'{time.perf_counter() - begin:.0f} s in all, {len(found["rows"])} results, {len(wrong)} wrong; {args.out}')
+    wrong = [o for o in found['rows'] if o.get('right') is False] + [
+        o for o in found['ends'].values() if o['end']
+    ]
+    print(
+        f'{time.perf_counter() - begin:.0f} s in all, {len(found["rows"])} results, {len(wrong)} wrong; '
+        f'{args.out}'
+    )
     sys.exit(bool(wrong))
 
 

@@ -6,7 +6,7 @@ Docs: https://kits-nb.github.io/kits_nb/engine/gpu.html.md"""
 
 # %% auto #0
 __all__ = ['FAST', 'sums_and_squares', 'relu_of', 'norm_relu_backward', 'fold_weight', 'unfold_gradient', 'to_blocks',
-           'from_blocks', 'fold_of', 'NormReluConv', 'norm_relu_conv', 'DoubleSize', 'GpuConv3', 'GpuUpsample',
+           'from_blocks', 'block_of', 'GpuNormReluConv', 'gpu_norm_relu_conv', 'DoubleSize', 'GpuConv3', 'GpuUpsample',
            'GpuResBlock', 'GpuBoundaryStream', 'GpuBoundaryNet']
 
 # %% ../../nbs/engine/35_gpu.ipynb #g005
@@ -220,7 +220,7 @@ def from_blocks(
     return y.permute(0,2,3,4,1).reshape(b, d, h, w*f, c//f).permute(0,4,1,2,3)
 
 # %% ../../nbs/engine/35_gpu.ipynb #g054
-def fold_of(
+def block_of(
     weight:Tensor, # Of a convolution (K,C,k,k,k)
     width:int      # Of its input, voxels
 ) -> int: # Voxels of a block; 0: leave it as it is
@@ -247,11 +247,11 @@ def _convolve(h, weight, bias, f):
     return from_blocks(_as_table(F.conv3d(to_blocks(h, f), fold_weight(weight, f), padding=(1,1,0))), f)
 
 # %% ../../nbs/engine/35_gpu.ipynb #g062
-class NormReluConv(Function):
+class GpuNormReluConv(Function):
     "conv(relu(norm(x))) that remembers x alone"
     @staticmethod
     def forward(ctx, x, gamma, beta, weight, bias, groups, eps, dtype):
-        x,f = _as_table(x), fold_of(weight, x.shape[-1])
+        x,f = _as_table(x), block_of(weight, x.shape[-1])
         known = _statistics(x, gamma, beta, groups, eps)
         ctx.save_for_backward(x, gamma, weight, *known)
         ctx.args = groups, dtype, f, bias is not None
@@ -272,11 +272,13 @@ class NormReluConv(Function):
 # %% ../../nbs/engine/35_gpu.ipynb #g063
 def _can_fuse(x, norm, conv):
     "For a normalisation and a convolution that are what they seem, and that nobody looks at"
-    if _has_hooks(norm, conv) or x.dtype not in (torch.float32, torch.bfloat16, torch.float16): return False
+    known = torch.float32, torch.bfloat16, torch.float16
+    if _has_hooks(norm, conv) or x.dtype not in known: return False
     power = 8 <= x.shape[1] <= 1024 and x.shape[1] & (x.shape[1]-1) == 0
-    return power and type(norm) is nn.GroupNorm and norm.affine and isinstance(conv, nn.Conv3d) and conv.stride == (1,1,1)
+    usual = type(norm) is nn.GroupNorm and norm.affine and isinstance(conv, nn.Conv3d)
+    return power and usual and conv.stride == (1,1,1)
 
-def norm_relu_conv(
+def gpu_norm_relu_conv(
     x:Tensor,          # (B,C,D,H,W)
     norm:nn.Module,    # GroupNorm of C channels
     conv:nn.Conv3d,    # Stride 1, "same" padding
@@ -288,7 +290,8 @@ def norm_relu_conv(
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     with torch.autocast(kind, enabled=False):
-        return NormReluConv.apply(x, norm.weight, norm.bias, weight, conv.bias, norm.num_groups, norm.eps, dtype)
+        args = norm.weight, norm.bias, weight, conv.bias, norm.num_groups, norm.eps
+        return GpuNormReluConv.apply(x, *args, dtype)
 
 # %% ../../nbs/engine/35_gpu.ipynb #g071
 @triton.jit
@@ -362,13 +365,15 @@ class GpuConv3(nn.Conv3d):
     "A thin convolution that is computed in blocks"
     device = 'cuda'
     @staticmethod
-    def fits(conv): return fold_of(conv.weight, 32) > 0 and conv.stride == conv.padding == (1,1,1) and conv.bias is None
+    def fits(conv):
+        plain = conv.stride == conv.padding == (1,1,1) and conv.bias is None
+        return plain and block_of(conv.weight, 32) > 0
 
     def _conv_forward(self, x, weight, bias):
-        f = fold_of(weight, x.shape[-1])
+        f = block_of(weight, x.shape[-1])
         if not f: return super()._conv_forward(x, weight, bias)
         wide = _as_table(F.pad(x, (1, f-1)))
-        return from_blocks(_as_table(F.conv3d(to_blocks(wide, f), fold_weight(weight, f), padding=(1,1,0))), f)
+        return _convolve(wide, weight, None, f)
 
 class GpuUpsample(Upsample):
     "`Upsample` whose gradient is gathered"
@@ -381,8 +386,8 @@ class GpuResBlock(ResBlock):
     "`ResBlock` that keeps only the inputs of its two halves"
     device = 'cuda'
     def forward(self, x):
-        y = norm_relu_conv(x, self.norm1, self.conv1)
-        return x + norm_relu_conv(y, self.norm2, self.conv2)
+        y = gpu_norm_relu_conv(x, self.norm1, self.conv1)
+        return x + gpu_norm_relu_conv(y, self.norm2, self.conv2)
 
 # %% ../../nbs/engine/35_gpu.ipynb #g082
 class GpuBoundaryStream(BoundaryStream):
@@ -394,7 +399,7 @@ class GpuBoundaryStream(BoundaryStream):
             if i: s = self.upsample(self.steps[i-1](s))
             s,alpha = gate(s, m)
             maps.append(alpha)
-        return norm_relu_conv(s, self.norm, self.head), maps
+        return gpu_norm_relu_conv(s, self.norm, self.head), maps
 
 class GpuBoundaryNet(BoundaryNet):
     "`BoundaryNet` whose head adds two convolutions instead of concatenating"
@@ -406,7 +411,7 @@ class GpuBoundaryNet(BoundaryNet):
         y = self.decoder(outs)
         edge,alphas = self.boundary(outs) if self.boundary else (None, [])
         w,n = self.head.weight, y.shape[1]
-        seg = norm_relu_conv(y, self.norm, self.head, w[:,:n])
+        seg = gpu_norm_relu_conv(y, self.norm, self.head, w[:,:n])
         if edge is not None: seg = seg + F.conv3d(edge, w[:,n:])
         return (seg, edge, alphas) if maps else (seg, edge)
 

@@ -105,7 +105,8 @@ def launch(
     if world()[1] == 1: yield; return
     threading.Thread(target=_end_with, args=(_launcher(),), daemon=True).start()
     try:
-        how = InitProcessGroupKwargs(backend=_share_gpus(os.environ, torch.cuda.device_count()), timeout=timedelta(minutes=minutes))
+        backend = _share_gpus(os.environ, torch.cuda.device_count())
+        how = InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=minutes))
         Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[how])
         yield
         torch.distributed.barrier()
