@@ -141,7 +141,7 @@ def spline(self:Grid,
     t = torch.matmul(torch.matmul(wy, block), wx.T)                  # still few planes
     return (wz @ t.flatten(1)).unflatten(1, t.shape[1:])
 
-# %% ../../nbs/engine/27_anatomy.ipynb #676c30a3
+# %% ../../nbs/engine/27_anatomy.ipynb #499a74b5
 @dataclass
 class Patient:
     "Everything that is random about a patient's anatomy, as numbers on the CPU"
@@ -158,7 +158,10 @@ class Patient:
     cysts:list               # Of dict
     flags:dict               # What is rare
 
-    def offset(self, k): return tuple(np.random.default_rng([self.seed, 99, k]).integers(0, TILE, 3).tolist())
+    def __post_init__(self):
+        self.offsets = np.random.default_rng([self.seed, 99]).integers(0, TILE, (1536,3)).tolist()
+
+    def offset(self, k): return tuple(self.offsets[k])
 
     def displacement(self, grid, box, k):
         "The same on a grid's voxels, along axis `k`"
@@ -169,7 +172,7 @@ class Patient:
         "A random field with lumps of a size, deviation about 1"
         return grid.spline(self.tile, pitch, box, None, self.offset(100 + k))*3
 
-# %% ../../nbs/engine/27_anatomy.ipynb #850f25e1
+# %% ../../nbs/engine/27_anatomy.ipynb #33b9d13b
 @patch
 def shift(self:Patient,
     pts:np.ndarray # (n,3), mm in the standard body
@@ -177,7 +180,7 @@ def shift(self:Patient,
     "Where points of the standard body lie in this patient"
     at = np.asarray(pts, float)
     back = np.zeros_like(at)
-    for _ in range(2):                          # solves u = (at - disp(u))*scale
+    for _ in range(3):                          # solves u = (at - disp(u))*scale
         where = (at - back)*self.scale
         back = np.stack([self._displace(where, k) for k in range(3)], 1)
     return (at - back)*self.scale
