@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from torch import Tensor
 from ..core import *
+from .labels import *
 
 # %% ../../nbs/book/03_volumes.ipynb #c009
 def spacing_of(
@@ -144,31 +145,13 @@ def normalize_hu(
     if isinstance(hu, Tensor): return (hu.float() if hu.is_floating_point() else hu).div(1000).clamp_(-1, 1)
     return np.clip(hu.astype(np.float32)/1000, -1, 1)
 
-# %% ../../nbs/book/03_volumes.ipynb #t270292f
-def _check_labels(seg, n):
-    "Refuse what would count silently as background or kidney: fractions, a mask of 255, a single slice"
-    if n not in (2, 3): raise ValueError(f'there are 2 or 3 channels, but not {n}')
-    if seg.ndim < 3: raise ValueError(f'the labels have the shape {tuple(seg.shape)}, but need (D,H,W)')
-    if seg.is_floating_point() if isinstance(seg, Tensor) else seg.dtype.kind not in 'biu':
-        raise ValueError(f'the labels are {seg.dtype}, but must be whole numbers: round them first')
-    if isinstance(seg, Tensor) and seg.device.type != 'cpu': return      # a look at the values would wait
-    low,high = (int(seg.min()), int(seg.max())) if 0 not in seg.shape else (0, 0)
-    if not 0 <= low <= high <= CYST:
-        raise ValueError(f'the labels go from {low} to {high}, but must lie between 0 and {CYST}')
-
-def _check_probabilities(prob):
-    if prob.ndim < 4 or prob.shape[-4] not in (2, 3):
-        raise ValueError(f'the probabilities have the shape {tuple(prob.shape)}, but need (...,2,D,H,W)')
-    if prob.dtype in (torch.uint8, np.uint8):
-        raise ValueError('these are bytes: divide a stored map by 255 first')
-
 # %% ../../nbs/book/03_volumes.ipynb #v0352
 def to_channels(
     seg:np.ndarray|Tensor, # Labels (...,D,H,W), whole numbers or bool
     n:int=2                # 2: kidney with tumor, tumor. 3: kidney with masses, masses (with cysts), tumor
 ) -> np.ndarray|Tensor: # bool (...,n,D,H,W); raises `ValueError` for what are no labels
     "Labels to the network's nested masks"
-    _check_labels(seg, n)
+    check_array(seg, n)
     stack = torch.stack if isinstance(seg, Tensor) else np.stack
     if n == 3: return stack((seg > BACKGROUND, seg >= TUMOR, seg == TUMOR), -4)
     return stack((seg > BACKGROUND, seg == TUMOR), -4)
@@ -179,7 +162,7 @@ def to_labels(
     thresh:float=.5         # Decision threshold
 ) -> np.ndarray|Tensor: # uint8 labels (...,D,H,W); raises `ValueError` for other shapes, and for bytes
     "Probabilities to labels: tumor only inside the kidney mask"
-    _check_probabilities(prob)
+    check_probabilities(prob)
     def byte(m): return m.byte() if isinstance(m, Tensor) else m.astype(np.uint8)
     fg,tumor = prob[...,0,:,:,:] > thresh, prob[...,-1,:,:,:] > thresh
     if prob.shape[-4] == 2: return byte(fg) + byte(fg & tumor)

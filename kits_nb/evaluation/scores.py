@@ -85,6 +85,7 @@ def score_case(
     out = dice | dict(composite=float(np.mean(list(dice.values()))))  # eq. (1)
     return out if spacing is None else out | _surface_scores(masks, spacing, tolerances, penalty)
 
+# %% ../../nbs/engine/61_scoring.ipynb #t2951c66
 def _as_array(x):
     "Labels as an array: of a Volume, a tensor on any device, or what NumPy takes"
     if isinstance(x, Volume): x = x.data
@@ -158,11 +159,10 @@ def _at_place(vol, truth, note):
          'If they were made on the grid of the scan, give them its affine; if not, resample them to it')
     return _file_order(vol) if tuple(a.shape) == tuple(b.shape) else from_ipl(vol.data, b.affine)
 
+# %% ../../nbs/engine/61_scoring.ipynb #t2d028fd
 def _volume_ml(seg, spacing, classes):
     ml = np.prod(spacing)/1000
     return {f'{k}_ml': float(np.count_nonzero(m)*ml) for k,m in class_masks(seg, classes).items()}
-
-
 
 # %% ../../nbs/engine/61_scoring.ipynb #c019
 def read_truth(
@@ -252,6 +252,7 @@ def evaluate_folder(
     df.loc['mean'] = mean
     return df.fillna({'note': ''}), errors
 
+# %% ../../nbs/engine/61_scoring.ipynb #t2daa21e
 def _not_scored(e):
     "The error of a case that gets no row"
     fix = 'not scored: repair the true labels' + (f'. {e.fix}' if e.fix else '')

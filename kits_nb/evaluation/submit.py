@@ -49,6 +49,7 @@ def _value_problems(x):
         yield (f'label values {bad[:5].tolist()}', 'only 0 (background), 1 (kidney) and 2 (tumor)',
                'the server counts others as background')
 
+# %% ../../nbs/engine/68_submit.ipynb #t2603ad8
 def _scan_problems(vol, scan):
     "Does a prediction lie where the scan lies, in the file's own axes?"
     if not scan: return

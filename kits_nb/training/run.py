@@ -157,8 +157,10 @@ def run_recipe(
     if not found: return None
     path = found[0]
     d,n = load_json(path), world()[1]
-    if not isinstance(d, dict) or type(d.get('processes')) is not int or not isinstance(d.get('recipe'), dict):
-        raise CaseError('the file describes no run', fix='restore it, or train into another folder', path=path)
+    facts = d if isinstance(d, dict) else {}
+    if type(facts.get('processes')) is not int or not isinstance(facts.get('recipe'), dict):
+        fix = 'restore it, or train into another folder'
+        raise CaseError('the file describes no run', fix=fix, path=path)
     recipe = Recipe.from_dict(d['recipe'], path)
     crops = recipe.train.bs*d['processes']
     if crops % n: raise CaseError(f'a step of {crops} crops cannot be shared by {n} processes',
@@ -276,6 +278,7 @@ def train(
     with sole_writer(run) if world()[0] == 0 else nullcontext():
         return _train(run, recipe, sides, device, resume, echo, progress, cbs, tracker)
 
+# %% ../../nbs/engine/41_runs.ipynb #t2294252
 def _train(run, recipe, sides, device, resume, echo, progress, cbs, tracker):
     "Train into a folder that is ours"
     same,state = same_run(recipe, *_ids(sides)), open_run(run, resume)
@@ -295,6 +298,7 @@ def _train(run, recipe, sides, device, resume, echo, progress, cbs, tracker):
         _fit(run, learn, recipe, sides, same, state, echo, progress)
     return run
 
+# %% ../../nbs/engine/41_runs.ipynb #t2eeb26e
 def _new_schedule(run, cfg, state):
     "What another number of epochs means for a run, in words; nothing if it stays"
     old = load_json(run/'run.json')['recipe']['train']['epochs']
