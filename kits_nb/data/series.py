@@ -62,7 +62,7 @@ def _below(folder, failed):
         yield Path(root), [p for p in (Path(root)/o for o in named) if _is_file(p)]
 
 def _is_file(path):
-    try: return path.is_file()
+    try: return path.is_file() or (path.is_symlink() and not path.exists())    # a link that leads nowhere
     except OSError: return True               # it is there, and reading it will say what is wrong
 
 def _is_slice(path):
@@ -140,7 +140,8 @@ _TAGS = [*_TEXTS, *'SOPClassUID Modality ImageType NumberOfFrames Rows Columns S
 
 def _kind(ds):
     "What a file is, in words"
-    cls,modality = str(ds.get('SOPClassUID', '')), str(ds.get('Modality', 'unknown'))
+    cls = str(ds.get('SOPClassUID', ''))
+    modality = str(ds.get('Modality') or ('CT' if cls.endswith('.5.1.4.1.1.2') else 'unknown'))
     if not ds.get('Rows'): return f'{modality} objects without pixels'
     if modality != 'CT': return f'{modality} images'
     if 'LOCALIZER' in (ds.get('ImageType') or ()): return 'CT localizers (scouts)'

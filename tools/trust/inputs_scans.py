@@ -362,6 +362,14 @@ def unreadable(d):
         if self.name == 'IM0005': raise PermissionError(13, 'Permission denied', str(self))
         return real(self, *a, **k)
     with patch.object(Path, 'open', closed): return read_scan(d/'s')
+def dead_link(d):
+    save_series(d/'s')
+    (d/'s'/'IM0023').unlink()
+    (d/'s'/'IM0023').symlink_to(d/'nowhere')
+add(NUMBERS, 'the last slice is a link that leads nowhere', dead_link, read('s'),
+    Refused('IM0023', 'cannot be read (No such file', 'copy it again'))
+add(NUMBERS, 'the last slice has no Modality',
+    lambda d: save_series(d/'s', lambda k: dict(Modality=None) if k == 23 else {}), read('s'), Accepted(same))
 add(NUMBERS, 'a slice that may not be read', lambda d: save_series(d/'s'), unreadable,
     Refused('IM0005', 'cannot be read (Permission denied)', 'copy it again'))
 
