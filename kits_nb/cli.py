@@ -54,6 +54,7 @@ def in_words(e):
     if not e.found.startswith('unexpected '): return str(e)
     return f'{e}. This looks like a mistake in kits_nb: run it again with --debug to see where, and report it'
 
+# %% ../nbs/engine/70_commands.ipynb #t2449f6b
 @contextmanager
 def system_errors():
     "Errors of the system become sentences, for processes that report to a launcher"
@@ -99,6 +100,7 @@ def two_numbers(
     def ok(v): return len(v) == 2 and min(v) >= 0
     return _numbers(text, ok, 'two numbers that are not negative', '.1,.03')
 
+# %% ../nbs/engine/70_commands.ipynb #t2cf52bb
 def case_ids(
     text:str # '0-23,30', or ids with commas between
 ) -> list|None: # case_00000 and so on; None for no text
@@ -210,10 +212,8 @@ def kits_train(
 ):
     "Train on prepared cases. On several machines: torchrun --no-python kits-train, and the same arguments"
     with plain_errors(debug):
-        from kits_nb.training.distributed import launch, run_processes, world
-        if processes > 1 and world()[1] == 1:
-            words = run_processes([sys.executable, *sys.argv], processes)
-            sys.exit(f'error: {words}' if words else 0)
+        from kits_nb.training.distributed import launch
+        _start_processes(processes)
         changes = dict(epochs=epochs, lr=lr, bs=bs, crop=crop and three_numbers(crop, int), per_case=per_case,
             probs=probs and three_shares(probs), intensity=intensity and two_numbers(intensity), seed=seed,
             jitter=jitter, fold=fold, n_folds=n_folds, num_workers=num_workers, threads=threads,
@@ -223,6 +223,13 @@ def kits_train(
         with launch(), system_errors(): _train(prepared, run, recipe, resume, folds, changes, **args)
 
 # %% ../nbs/engine/70_commands.ipynb #b9823c25
+def _start_processes(n):
+    "Run this command in several processes, and end as they end"
+    from kits_nb.training.distributed import run_processes, world
+    if n <= 1 or world()[1] > 1: return
+    words = run_processes([sys.executable, *sys.argv], n)
+    sys.exit(f'error: {words}' if words else 0)
+
 def _train(prepared, run, recipe, resume, folds, changes, **kwargs):
     "One network, or one for each fold"
     from kits_nb.training.ensemble import fold_list, train_folds
