@@ -99,17 +99,54 @@ def check_site(): return unchanged('python -W ignore tools/check_site.py')
 def check_gpu(): return unchanged('python bench/gpu.py --device cpu --tiny --out /dev/null')
 
 
+def check_package(folder):
+    "What is wrong with the sdist and the wheel in a folder: files, metadata, commands"
+    import tarfile, zipfile
+    from configparser import ConfigParser
+    from email.parser import Parser
+    [sdist], [wheel] = folder.glob('*.tar.gz'), folder.glob('*.whl')
+    with tarfile.open(sdist) as t: there = {o.partition('/')[2] for o in t.getnames()}
+    with zipfile.ZipFile(wheel) as z:
+        names = z.namelist()
+        info = next(o for o in names if o.endswith('.dist-info/METADATA'))
+        meta = Parser().parsestr(z.read(info).decode('utf8'))
+        scripts = z.read(info.replace('METADATA', 'entry_points.txt')).decode('utf8')
+    cfg = ConfigParser(delimiters=['='], interpolation=None)
+    cfg.read(ROOT/'settings.ini', encoding='utf8')
+    d, wrong = cfg['DEFAULT'], []
+    for o in ('settings.ini', 'LICENSE', 'README.md', 'SECURITY.md', 'CITATION.cff', 'kits_nb/core.py'):
+        if o not in there: wrong.append(f'the sdist lacks {o}')
+    modules = {o.relative_to(ROOT).as_posix() for o in (ROOT/'kits_nb').rglob('*.py')}
+    if lost := modules - set(names): wrong.append(f'the wheel lacks {sorted(lost)}')
+    odd = [o for o in names if not o.startswith('kits_nb/') and '.dist-info/' not in o]
+    if odd: wrong.append(f'the wheel holds {odd[:5]}')
+    if (big := sum(o.stat().st_size for o in (sdist, wheel))) > 20e6: wrong.append(f'they have {big} bytes')
+    for k, v in {'Name': d['lib_name'], 'Version': d['version'], 'Summary': d['description']}.items():
+        if meta[k] != v: wrong.append(f'{k} is {meta[k]!r}')
+    if meta['Description-Content-Type'] != 'text/markdown' or len(meta.get_payload()) < 1000:
+        wrong.append('there is no description')
+    needs = {re.split('[<>=!; ]', o)[0].lower() for o in meta.get_all('Requires-Dist')}
+    for o in d['requirements'].split():
+        if re.split('[<>=!]', o)[0].lower() not in needs: wrong.append(f'it does not require {o}')
+    for o in d['console_scripts'].split():
+        if o.replace('=', ' = ') not in scripts: wrong.append(f'there is no command {o}')
+    return wrong
+
+
 def check_wheel():
-    "The wheel, unpacked elsewhere, runs a small demonstration with the installed requirements"
+    "Sdist and wheel, as they should be; the wheel, unpacked elsewhere, runs a small demonstration"
     with tempfile.TemporaryDirectory() as d:
-        install = f'pip install --no-deps --target {d}/away {d}/*.whl'
-        code, _ = run(f'python -m build --wheel --outdir {d} . && {install}')
+        code, _ = run(f'python -m build --outdir {d} .')       # the wheel is made from the sdist
+        wrong = check_package(Path(d)) if code == 0 else ['they cannot be built']
+        for o in wrong: print(f'sdist and wheel: {o}')
         if code: return 0, 1
+        code, _ = run(f'pip install --no-deps --target {d}/away {d}/*.whl')
         where = "import kits_nb; assert '/away/' in kits_nb.__file__, kits_nb.__file__"
         demo = 'python away/bin/kits-demo --out demo --n 6 --epochs 1'
-        code, _ = run(f'python -c "{where}" && {demo}', cwd=d, PYTHONPATH=f'{d}/away')
+        code = code or run(f'python -c "{where}" && {demo}', cwd=d, PYTHONPATH=f'{d}/away')[0]
         made = [Path(d)/'demo'/o for o in ('report.html', 'predictions/scores.csv', 'run/model.safetensors')]
-        return (1, 0) if code == 0 and all(o.exists() for o in made) else (0, 1)
+        ran = code == 0 and all(o.exists() for o in made)
+        return int(ran) + int(not wrong), int(not ran) + int(bool(wrong))
 
 
 CHECKS = dict(notebooks=check_notebooks, nights=check_nights, tools=check_tools, trust=check_trust,

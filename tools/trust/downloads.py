@@ -4,7 +4,7 @@
 A real HTTP server on this machine serves a few phantoms with the lists that the hub and GitHub give. Before
 it sends the right thing it misbehaves in one way. After each attack every file that has its final name must
 have the right bytes, and nothing may lie outside of the folder."""
-import hashlib, json, os, random, re, signal, subprocess, sys, tempfile, threading, time
+import hashlib, json, random, re, subprocess, sys, tempfile, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -215,7 +215,7 @@ def killed(server, out, kills=5, seed=0):
         p = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(server.asked) == n and p.poll() is None: time.sleep(.02)
         time.sleep(.2 + rng.random())
-        if p.poll() is None: p.send_signal(signal.SIGKILL); hits += 1
+        if p.poll() is None: p.kill(); hits += 1
         p.wait()
         if wrong := check_folder(out, server.files, False): return wrong, hits
     server.pace = 0
