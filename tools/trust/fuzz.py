@@ -5,7 +5,8 @@ Hypothesis sets the fields of NIfTI headers to values of every size; mutators of
 code that a file reaches (by `sys.settrace`, and by atheris where it is installed), work on whole NIfTI and
 DICOM files. Each prints executions, seconds and crashes; a crash is written to FOLDER, and becomes an entry
 of inputs_scans when it is mended."""
-import contextlib, gzip, importlib.util, io, json, random, resource, subprocess, sys, tempfile, time, traceback
+import contextlib, gzip, importlib.util, io, json, random, resource, subprocess, sys
+import tempfile, time, traceback
 from collections import Counter
 from pathlib import Path
 import nibabel as nib, numpy as np
