@@ -225,6 +225,7 @@ def imported(root):
     names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
     names = {o.split('.')[0] for o in names} - set(sys.stdlib_module_names) - {'kits_nb'}
+    names -= {'triton'}         # PyTorch's own compiler, which it brings where it has one
     return {dict(PIL='pillow', IPython='ipython').get(o, o) for o in names}
 
 
