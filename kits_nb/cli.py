@@ -29,24 +29,28 @@ def plain_errors(
     # fastai imports a function that the newest PyTorch calls deprecated; users can do nothing about it
     for kind in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings('ignore', message='.*torch.jit', category=kind)
+    asked = []                                             # signals that asked it to end
     try:
-        with _ended_in_order(): yield
+        with _ended_in_order(asked): yield
     except KeyboardInterrupt: sys.exit('stopped')
     except BrokenPipeError:                                # `| head` has read enough: nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)       # what is still to be flushed goes nowhere
         sys.exit(141)                                      # as a program that the signal SIGPIPE ends
     except Exception as e:
+        if asked: sys.exit('stopped')                      # an import that was interrupted fails in its own words
         if debug: traceback.print_exc()
         sys.exit(f'error: {in_words(e)}')
 
 @contextmanager
-def _ended_in_order():
+def _ended_in_order(asked):
     "SIGTERM ends the program as an error does: what is half-written is removed, and the exit code is 143"
     def end(*_): print('stopped by the signal SIGTERM', file=sys.stderr); sys.exit(143)
+    def stop(*_): asked.append('SIGINT'); raise KeyboardInterrupt
     if threading.current_thread() is not threading.main_thread(): yield; return
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, end), signal.signal(signal.SIGINT, stop)
     try: yield
-    finally: signal.signal(signal.SIGTERM, before)
+    finally:
+        for o,f in zip((signal.SIGTERM, signal.SIGINT), before): signal.signal(o, f)
 
 def in_words(e):
     "An exception as a sentence; one that nobody expected asks to be reported"
@@ -200,7 +204,7 @@ def kits_train(
     num_workers:int=None,  # Threads that read crops
     threads:int=None,      # CPU threads that compute; 0: PyTorch's choice
     precision:str=None,    # auto, float32, bfloat16 or float16
-    compile:bool=False,    # Use torch.compile (needs a C++ compiler on a CPU)
+    no_compile:bool=False, # Leave out torch.compile, which takes a minute or two on a GPU
     recompute:bool=False,  # Less memory, more time: compute residual blocks again in the backward pass
     device:str='',         # cuda, cuda:1, cpu; by default the GPU if there is one
     resume:bool=False,     # Resume the run in this folder, with its own settings; start one if there is none
@@ -217,7 +221,7 @@ def kits_train(
         changes = dict(epochs=epochs, lr=lr, bs=bs, crop=crop and three_numbers(crop, int), per_case=per_case,
             probs=probs and three_shares(probs), intensity=intensity and two_numbers(intensity), seed=seed,
             jitter=jitter, fold=fold, n_folds=n_folds, num_workers=num_workers, threads=threads,
-            precision=precision, compile=compile or None, recompute=recompute or None)
+            precision=precision, compile=False if no_compile else None, recompute=recompute or None)
         args = dict(device=pick_device(device) if device else None, tracker=tracker)
         changes |= dict(out_channels=_channels(prepared, run, classes, resume and not recipe))
         with launch(), system_errors(): _train(prepared, run, recipe, resume, folds, changes, **args)
