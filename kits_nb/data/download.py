@@ -375,6 +375,7 @@ def download(
     with sole_writer(out): _fetch_all(out, plan, facts, n_workers, stop, wait, echo, outcome)
     return outcome
 
+# %% ../../nbs/engine/25_download.ipynb #nf8bc20
 def _fetch_all(out, plan, facts, n_workers, stop, wait, echo, outcome):
     "Fetch the files of a plan, and write down what each was"
     record,progress = _record(out), _Progress(plan, echo)

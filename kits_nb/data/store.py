@@ -214,13 +214,6 @@ class PreparedCase:
     @cached_property
     def tumor(self): return self._map('tumor')                          # linear positions of label 2
 
-    @property
-    def fingerprint(self) -> str: # Of its grid and its files' contents, as they were written
-        hashes = self.info.get('checks', {}).get('sha256')
-        if not hashes: return file_hash(self.folder/'case.json')       # the earliest caches have none
-        facts = json.dumps([self.info['shape'], self.info['affine'], hashes], sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()
-
     def __getstate__(self):
         return {k: v for k,v in self.__dict__.items() if k not in ('ct', 'seg', 'kidney', 'tumor')}
 
@@ -241,6 +234,15 @@ class PreparedCase:
         if not dtype and len(a) and not 0 <= a.min() <= a.max() < prod(self.shape):
             raise self._damaged('the file names voxels outside of the volume', '', path)
         return a
+
+# %% ../../nbs/engine/24_store.ipynb #n2dea66
+@patch(as_prop=True)
+def fingerprint(self:PreparedCase) -> str: # In hexadecimal
+    "What identifies a case: its grid, and its files' contents as they were written"
+    hashes = self.info.get('checks', {}).get('sha256')
+    if not hashes: return file_hash(self.folder/'case.json')       # the earliest caches have none
+    facts = json.dumps([self.info['shape'], self.info['affine'], hashes], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 # %% ../../nbs/engine/24_store.ipynb #6e7e8b36
 @patch
