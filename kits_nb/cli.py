@@ -37,7 +37,7 @@ def plain_errors(
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)       # what is still to be flushed goes nowhere
         sys.exit(141)                                      # as a program that the signal SIGPIPE ends
     except Exception as e:
-        if asked: sys.exit('stopped')                      # an import that was interrupted fails in its own words
+        if asked: sys.exit('stopped')              # an import that was interrupted fails in its own words
         if debug: traceback.print_exc()
         sys.exit(f'error: {in_words(e)}')
 

@@ -155,6 +155,7 @@ def _numbers(ds, *names):
     if any(v is None for v in values): return ()
     return tuple(float(o) for v in values for o in (v if np.iterable(v) else [v]))
 
+# %% ../../nbs/engine/29_series.ipynb #n6045
 _DEFLATED = b'1.2.840.10008.1.2.1.99'     # a whole file as one zlib stream, which may unpack to anything
 
 def _check_deflated(path):

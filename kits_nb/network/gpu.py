@@ -1,4 +1,4 @@
-"""Four small kernels for what PyTorch does slowly on a GPU, and a way to fold a row of voxels so that thin convolutions use its matrix units
+"""Six small kernels for what PyTorch does slowly on a GPU, and a way to fold a row of voxels so that thin convolutions use its matrix units
 
 Docs: https://kits-nb.github.io/kits_nb/engine/gpu.html.md"""
 
