@@ -85,7 +85,9 @@ class Place:
 
 
 def watch(p, out, seconds):
-    "Wait until a process has begun to write, and a random time more"
+    "Wait until a process has begun its work and to write, and a random time more"
+    import psutil
+    while p.poll() is None and psutil.Process(p.pid).memory_info().rss < 200e6: time.sleep(.01)    # imports
     while p.poll() is None and not (Path(out).exists() and any(Path(out).iterdir())): time.sleep(.01)
     time.sleep(seconds)
 
