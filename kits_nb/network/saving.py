@@ -48,6 +48,8 @@ def read_model_config(
         raise CaseError(f'the file has the format {d["format"]}', f'the format {FORMAT}',
                         'load it with the version of kits_nb that wrote it', path=path)
     cfg,meta = NetConfig.from_dict(d.get('network'), path), d.get('meta')
+    if not isinstance(meta, dict):
+        raise CaseError('the file does not say on which grid the network works', fix='restore the file', path=path)
     if wrong := _impossible(cfg) or _impossible_meta(meta):
         raise CaseError(f'no network has {wrong}', fix='restore the file', path=path)
     return cfg, meta
@@ -73,7 +75,6 @@ def _impossible(cfg):
 
 def _impossible_meta(meta):
     "What prediction must know, and cannot be true, in words"
-    if not isinstance(meta, dict): return 'no meta'
     spacing,window = meta.get('spacing'), meta.get('window')
     if not _each(spacing, .01, 100, float, 3): return f'the spacing {str(spacing)[:60]}'
     if not _each(window, 1, 1024, n=3): return f'the window {str(window)[:60]}'

@@ -104,7 +104,7 @@ MODELS = [(f'config.json: {name}', write, words) for name, write, words in [
     ('spacing infinite', lambda d: model(d, meta=dict(spacing=[1e999, 1, 1])), ['the spacing']),
     ('a window of terabytes', lambda d: model(d, meta=dict(window=[10**5]*3)), ['the window']),
     ('no window', lambda d: model(d, meta=dict(window=None)), ['the window None']),
-    ('no meta', lambda d: model(d, meta=[1]), ['no meta']),
+    ('no meta', lambda d: model(d, meta=[1]), ['on which grid']),
     ('a later format', lambda d: model(d, format=2), ['the format 2', 'version of kits_nb']),
     ('a list', lambda d: text(d, '[1, 2]'), ['describes no network']),
     ('half of it', lambda d: text(d, '{"format": 1, "netw'), ['not JSON']),
