@@ -49,7 +49,8 @@ def read_model_config(
                         'load it with the version of kits_nb that wrote it', path=path)
     cfg,meta = NetConfig.from_dict(d.get('network'), path), d.get('meta')
     if not isinstance(meta, dict):
-        raise CaseError('the file does not say on which grid the network works', fix='restore the file', path=path)
+        found = 'the file does not say on which grid the network works'
+        raise CaseError(found, fix='restore the file', path=path)
     if wrong := _impossible(cfg) or _impossible_meta(meta):
         raise CaseError(f'no network has {wrong}', fix='restore the file', path=path)
     return cfg, meta
