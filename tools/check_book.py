@@ -260,7 +260,7 @@ def check_files(root=ROOT):
     "Violations in the files that are no notebooks"
     read = lambda paths: {p.relative_to(root).as_posix(): p.read_text(encoding='utf8') for p in sorted(paths)}
     library = read(p for p in (root/'kits_nb').rglob('*.py') if p.name != '_modidx.py')
-    code = library | read([*root.glob('*.py'), *(root/'tools').glob('*.py'), *(root/'bench').rglob('*.py')])
+    code = library | read([*root.glob('*.py'), *(root/'tools').rglob('*.py'), *(root/'bench').rglob('*.py')])
     pages = read([*(root/'nbs').glob('*.qmd'), root/'README.md'])
     return [v for f in code.items() for v in check_python(*f)] + check_names(library) + \
            [v for f in pages.items() for v in check_page(*f)]

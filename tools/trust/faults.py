@@ -1,8 +1,8 @@
 """Faults while the commands work: `python tools/trust/faults.py [words of a name]`
 
 Real processes are ended by signals at random moments, run out of disk, memory or permission, or meet a second
-command in the same folder. Each time: the exit code, a sentence and no traceback, no half-written file under a
-final name, and a rerun that completes with the result that an undisturbed run has."""
+command in the same folder. Each time: the exit code, a sentence and no traceback, no half-written file under
+a final name, and a rerun that completes with the result that an undisturbed run has."""
 import hashlib, json, os, random, resource, shutil, signal, subprocess, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
@@ -93,7 +93,7 @@ def watch(p, out, seconds):
 
 
 def signalled(place, name, sig, rng, times=3):
-    "A command that gets a signal again and again, and then completes: ('' or what is wrong, signals that hit)"
+    "A command that gets a signal again and again, then completes: ('' or what is wrong, signals that hit)"
     out, hits = place.d/'signals'/f'{name}{sig}', 0
     for _ in range(times):
         p = start(*place.line(name, out))

@@ -124,7 +124,8 @@ MODELS += [(f'weights: {name}', write, words) for name, write, words in [
     ('tensors beyond the end', lambda d: header(d, b'{"a":{"dtype":"F32","shape":[1000000000],'
                                                    b'"data_offsets":[0,4000000000]}}'), ['do not fit']),
     ('overlapping tensors', lambda d: header(d, b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
-                                                b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+                                                b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+                                             bytes(4)),
      ['do not fit']),
     ('empty', lambda d: (model(d), (d/'run'/'model.safetensors').write_bytes(b'')), ['do not fit'])]]
 
@@ -176,7 +177,8 @@ STATES = [('cut short', cut, ['does not hold the state of a training']),
     ('a learning rate in words', lambda d: run(d, fact(groups=[dict(lr='fast')])),
      ['the learning rate is fast']),
     ('a generator of another kind', lambda d: run(d, fact(rng=dict(python=[9], numpy=[]))), ['does not fit']),
-    ("a generator's state cut", lambda d: run(d, tensor(lambda t: t | {'rng.torch': t['rng.torch'][:7].clone()})),
+    ("a generator's state cut",
+     lambda d: run(d, tensor(lambda t: t | {'rng.torch': t['rng.torch'][:7].clone()})),
      ['does not fit']),
     ('no generator', lambda d: run(d, tensor(lambda t: {k: v for k, v in t.items() if k != 'rng.torch'})),
      ['does not fit']),
@@ -271,7 +273,8 @@ PREPAREDS = [
      ['outside of the volume']),
     ('positions that are no numbers', lambda d: array(d, 'tumor.npy', np.array(['a'])),
      ['tumor.npy', 'expected']),
-    ('a folder in place of a file', lambda d: ((prepared(d)/'ct.npy').unlink(), (d/'prep/case_00001/ct.npy').mkdir()),
+    ('a folder in place of a file',
+     lambda d: ((prepared(d)/'ct.npy').unlink(), (d/'prep/case_00001/ct.npy').mkdir()),
      ['ct.npy', 'cannot be read']),
     ('an id that is a path', lambda d: described(d, id='../../evil'), ["its id is '../../evil'"]),
     ('a shape of exabytes in case.json', lambda d: described(d, shape=[10**6]*3), ['its shape']),

@@ -1,9 +1,9 @@
-"""The same bits twice? `python tools/trust/repeat.py [smoke]` prints the table of two runs, 0 to 2 workers, and
-one and two threads, each in a new process: fingerprints of phantoms, prepared cases, crops, weights and
+"""The same bits twice? `python tools/trust/repeat.py [smoke]` prints the table of two runs, 0 to 2 workers,
+and one and two threads, each in a new process: fingerprints of phantoms, prepared cases, crops, weights and
 predictions.
 
-With the same number of threads all must be equal, whatever the run and the workers. What does not depend on the
-order of sums (phantoms, prepared cases, crops) must be equal for all."""
+With the same number of threads all must be equal, whatever the run and the workers. What does not depend on
+the order of sums (phantoms, prepared cases, crops) must be equal for all."""
 import hashlib, json, os, subprocess, sys, tempfile
 from pathlib import Path
 
@@ -59,7 +59,8 @@ def _load(path):
 def in_process(workers, threads):
     "The same in a new process"
     with tempfile.TemporaryDirectory() as d:
-        env = os.environ | dict(OMP_NUM_THREADS=str(threads), CUDA_VISIBLE_DEVICES='', PYTHONWARNINGS='ignore')
+        env = os.environ | dict(OMP_NUM_THREADS=str(threads), CUDA_VISIBLE_DEVICES='',
+                                PYTHONWARNINGS='ignore')
         line = [sys.executable, __file__, 'one', d, str(workers), str(threads)]
         p = subprocess.run(line, env=env, capture_output=True, text=True, timeout=900)
         if p.returncode: raise RuntimeError(p.stderr[-1500:])
@@ -91,5 +92,7 @@ def main(smoke=False):
 
 
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['one']: print(json.dumps(one(Path(sys.argv[2]), *map(int, sys.argv[3:])))); sys.exit()
+    if sys.argv[1:2] == ['one']:
+        print(json.dumps(one(Path(sys.argv[2]), *map(int, sys.argv[3:]))))
+        sys.exit()
     sys.exit(int(main('smoke' in sys.argv)['wrong'] > 0))
