@@ -6,7 +6,7 @@ Docs: https://kits-nb.github.io/kits_nb/engine/appearance.html.md"""
 
 # %% auto #0
 __all__ = ['PHASES', 'FIXED', 'UNEVEN', 'draw_phase', 'tissue_table', 'blur', 'noise_tiles', 'scan_noise', 'draw_scanner',
-           'take_scan', 'region_center', 'make_patient']
+           'take_scan', 'region_center', 'make_patient', 'patient_crop']
 
 # %% ../../nbs/engine/48_appearance.ipynb #05ebd35a
 import numpy as np, torch
@@ -244,3 +244,15 @@ def make_patient(
     hu = take_scan(hu, full, grid, draw_scanner(seed, p.variety), seed,
                    p.organs['hips'] or p.organs['screws'])
     return (hu, labels, full) if structures else (hu, labels)
+
+# %% ../../nbs/engine/48_appearance.ipynb #7c1d20aa
+def patient_crop(
+    seed:int,      # Patient and scan
+    size:tuple,    # (D,H,W)
+    spacing:tuple, # mm
+    region,        # See `region_center`
+    variety        # Name in `VARIETY`, or a `Variety`
+) -> tuple: # (int16 HU (D,H,W), uint8 labels (D,H,W)), arrays
+    "A crop of a patient as prepared cases hold it: small to send from one process to another"
+    hu,labels = make_patient(seed, size, spacing, region, variety=variety)
+    return hu.to(torch.int16).numpy(), labels.numpy()

@@ -87,11 +87,11 @@ class RandomFlip3D(ItemTransform):
     "Flip each axis of each sample with probability `p`, image and labels alike; training crops only"
     split_idx,order = 0, 20
     def __init__(self,
-        p:float=.5 # Probability of a flip, per sample and axis
-    ): super().__init__(); self.p = p
-    def encodes(self, b): # (x, y), or (x, y, draws (B,5)) of which the first three are used
+        p=.5 # Probability of a flip, per sample and axis; one number, or one each for D, H and W
+    ): super().__init__(); self.p = torch.as_tensor(p, dtype=torch.float32)
+    def encodes(self, b): # (x, y), or (x, y, draws (B,5 or more)) of which the first three are used
         x,y,*draws = b
-        flips = _draws(draws, x)[:,:3] < self.p
+        flips = _draws(draws, x)[:,:3] < self.p.to(x.device)
         for a in range(3): x,y = [_flip_some(t, flips[:,a], a-3) for t in (x, y)]
         return (x, y, *draws)
 
@@ -109,9 +109,9 @@ class RandomIntensity(ItemTransform):
         scale:float=.1, # Factor in 1-scale … 1+scale
         shift:float=.1  # Summand in -shift … shift, HU/1000
     ): super().__init__(); self.scale,self.shift = scale, shift
-    def encodes(self, b): # (x, y), or (x, y, draws (B,5)) of which the last two are used up
+    def encodes(self, b): # (x, y), or (x, y, draws (B,5 or more)) of which the next two are used up
         x,y,*draws = b
-        a,b = 2*_draws(draws, x)[:,3:].T.reshape(2,-1,1,1,1,1) - 1
+        a,b = 2*_draws(draws, x)[:,3:5].T.reshape(2,-1,1,1,1,1) - 1
         return x*(1 + self.scale*a) + self.shift*b, y
 
 # %% ../../nbs/book/06_crops.ipynb #ba06c1b6

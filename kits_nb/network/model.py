@@ -35,7 +35,7 @@ class NetConfig(Config):
 
     @classmethod
     def preset(cls,
-        name:str # 'paper', 'segresnet' or 'tiny'
+        name:str # 'paper', 'segresnet', 'tiny' or 'box'
     ) -> 'NetConfig': # Raises `CaseError` for another name
         "An architecture by its name"
         if name in PRESETS: return PRESETS[name]
@@ -44,7 +44,8 @@ class NetConfig(Config):
 PRESETS = dict(
     paper     = NetConfig(),
     segresnet = NetConfig(blocks_down=(1,2,2,4), boundary=False),
-    tiny      = NetConfig(filters=8, blocks_down=(1,1,1,2), groups=4, hu_range=(-100,250)))
+    tiny      = NetConfig(filters=8, blocks_down=(1,1,1,2), groups=4, hu_range=(-100,250)),
+    box       = NetConfig(blocks_down=(1,2,2,1), hu_range=(-160,340)))
 
 # %% ../../nbs/book/09_network.ipynb #c013
 class BoundaryNet(nn.Module):

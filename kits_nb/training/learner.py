@@ -68,13 +68,11 @@ def make_learner(
     "The network, crops, loss, optimiser, schedule and metrics of a recipe"
     cfg,device = recipe.train, device or default_device()
     set_seed(cfg.seed)
-    dls = crop_dataloaders(train, valid, cfg.crop, bs=cfg.bs, per_case=cfg.per_case,
-        valid_per_case=cfg.valid_per_case, probs=cfg.probs, jitter=cfg.jitter, seed=cfg.seed,
-        num_workers=cfg.num_workers, device=device, augment=cfg.augment, intensity=cfg.intensity)
+    dls = recipe_dataloaders(train, valid, recipe, device)
     net = place_for_training(BoundaryNet(recipe.net), cfg, device)
     loss = compile_on_gpu(BoundaryLoss(*cfg.weights, width=cfg.edge_width, pool=pool_sums), cfg, device)
     learn = Learner(dls, net, loss, opt_func=partial(adam, beta2=cfg.beta2), lr=cfg.lr, wd=cfg.wd,
         wd_bn_bias=True, metrics=dice_metrics(recipe.net.out_channels),
         cbs=[PolyLR(cfg.lr, cfg.power), *training_callbacks(recipe, device), *cbs])
-    learn.recorder.loss = PooledLoss()
+    learn.recorder.loss,learn.recorder.smooth_loss = PooledLoss(), SmoothLoss()
     return learn

@@ -25,6 +25,9 @@ class TrainConfig(Config):
     bs:int = 1                   # Crops per step and process (8 processes make the paper's batch)
     per_case:int = 1             # Crops of every case in an epoch
     valid_per_case:int = 1       # The same for the held-out fold, without augmentation
+    patients:int = 0             # Synthetic patients in an epoch, made on the fly; 0: prepared cases
+    held_out:int = 24            # Synthetic patients that are held out, one crop of each
+    variety:str = 'clinic'       # How much synthetic patients differ: 'plain', 'clinic' or 'wide'
     epochs:int = 300             # Passes over the cases
     lr:float = 5e-5              # Initial learning rate, alpha_0
     power:float = .9             # Exponent of the schedule
@@ -35,8 +38,10 @@ class TrainConfig(Config):
     jitter:float = 0.            # How far a crop may move off its centre, as a share of half its size
     edge_width:int = 1           # Width of the boundary target, voxels
     weights:tuple = (1.,1.,1.)   # Of Dice, boundary Dice, boundary cross-entropy
-    augment:bool = True          # Random flips and intensities?
+    augment:bool = True          # Random flips, intensities and deformations?
+    flip:tuple = (.5,.5,.5)      # Probability of a flip along D, H and W
     intensity:tuple = (.1,.1)    # Largest random change of scale, and largest shift in HU/1000
+    deform:tuple = (0.,0.,0.)    # Largest change of size (a share) and rotation (degrees), and bending in mm
     precision:str = 'auto'       # 'float32', 'bfloat16', 'float16', or the best this device is good at
     layout:str = 'auto'          # Memory order: 'contiguous', 'channels_last', or the quicker one
     fast:bool = True             # Use the layers of `speed_up`?
@@ -86,12 +91,16 @@ RECIPES = dict(
     tiny = Recipe(PrepareConfig(spacing=(4.,4.,4.)), NetConfig.preset('tiny'),
         TrainConfig(crop=(32,32,32), per_case=5, valid_per_case=10, epochs=10, lr=8e-4, beta2=.99, clip=1.,
                     probs=(.6,.1,.3), jitter=.4, intensity=(.03,.005), compile=False)),
+    box = Recipe(PrepareConfig(spacing=(3.,3.,3.)), NetConfig.preset('box'),
+        TrainConfig(crop=(96,96,96), bs=4, patients=512, per_case=2, epochs=80, lr=1e-3, beta2=.99, clip=1.,
+                    probs=(.4,.3,.3), flip=(0.,0.,.5), intensity=(.05,.02), deform=(.1,10.,3.),
+                    num_workers=8)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
         TrainConfig(crop=(128,128,128), bs=4, per_case=2, lr=2e-4, wd=1e-5, num_workers=8)),
     paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)))
 
 def get_recipe(
-    name:str # 'tiny', 'one_gpu' or 'paper'
+    name:str # 'tiny', 'box', 'one_gpu' or 'paper'
 ) -> Recipe: # Raises `CaseError` for another name
     "A recipe by its name"
     if name in RECIPES: return RECIPES[name]

@@ -23,6 +23,7 @@ from ..core import *
 from ..data.kits19 import *
 from ..data.store import *
 from ..data.labels import *
+from ..data.patients import *
 from ..network.saving import *
 from .checkpoint import *
 from .distributed import *
@@ -254,7 +255,7 @@ def check_settings(
 
 # %% ../../nbs/engine/41_runs.ipynb #n845c
 def train(
-    prepared:Path|str,        # Folder that `prepare_folder` made
+    prepared:Path|str|None,   # Folder that `prepare_folder` made; None for a recipe of synthetic patients
     run:Path|str,             # Run folder to write
     recipe:Recipe|None=None,  # Settings, on the grid of `prepared`; None: the resumed run's, or the paper's
     echo=print,               # Gets one line per epoch; None for silence
@@ -264,19 +265,33 @@ def train(
     cbs=(),                   # More fastai callbacks
     tracker:str=''            # 'tensorboard': the curves in the run folder's `tensorboard`, too
 ) -> Path: # The run folder, a model too; raises `CaseError` if it holds a run, and for faults on the way
-    "Train a network on prepared cases"
+    "Train a network on prepared cases, or on patients that are made on the fly"
     run = Path(run)
-    grid,cases = load_prepared(prepared)
     recipe = recipe or (run_recipe(run) if resume else None) or Recipe()
+    if recipe.train.patients: sides = _patients(recipe, prepared)
+    else: recipe,sides = _cases(recipe, prepared, echo if world()[0] == 0 else None)
+    with sole_writer(run) if world()[0] == 0 else nullcontext():
+        return _train(run, recipe, sides, device, resume, echo, progress, cbs, tracker)
+
+# %% ../../nbs/engine/41_runs.ipynb #b0c5a1e7
+def _cases(recipe, prepared, echo):
+    "The recipe on the grid of a folder, and the folder's cases on both sides of the split"
+    grid,cases = load_prepared(prepared)
     recipe = Recipe(grid, recipe.net, recipe.train)
     sides = split_cases(cases, recipe.train, prepared)
     check_settings(recipe)
     check_classes(recipe.net.out_channels, grid.classes, prepared)
-    notes = label_notes(sides[0], grid.classes, recipe.net.out_channels, prepared)
-    if echo and world()[0] == 0:
-        for o in notes: echo(f'note: {o}')
-    with sole_writer(run) if world()[0] == 0 else nullcontext():
-        return _train(run, recipe, sides, device, resume, echo, progress, cbs, tracker)
+    for o in label_notes(sides[0], grid.classes, recipe.net.out_channels, prepared):
+        if echo: echo(f'note: {o}')
+    return recipe, sides
+
+def _patients(recipe, prepared):
+    "What stands for synthetic patients on both sides of the split"
+    if prepared: raise CaseError('the recipe makes its own patients', path=prepared,
+                                 fix='leave the folder of prepared cases out, or set patients to 0')
+    check_settings(recipe)
+    cfg = recipe.train
+    return [[patient_series(n, cfg.variety, cfg.seed, side)] for side,n in enumerate((cfg.patients, cfg.held_out))]
 
 # %% ../../nbs/engine/41_runs.ipynb #t2294252
 def _train(run, recipe, sides, device, resume, echo, progress, cbs, tracker):
