@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'bench')]
 LIMITS = dict(
-    correct=60, cells=60, ceilings=20, step=190, epoch=70, scan=80, resume=60
+    correct=60, cells=60, ceilings=20, step=150, epoch=110, scan=80, resume=60
 )  # seconds: 540 in all
 FULL = dict(
     small=64,
