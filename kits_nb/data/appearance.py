@@ -22,18 +22,18 @@ PHASES = dict(
     portal=(42,105,168,140,108), hepatic=(42,62,155,135,106), heart=(45,110,118,108,92),
     chamber=(42,270,165,132,105), lungvessel=(20,150,100,80,60), cortex=(33,178,192,178,140),
     medulla=(31,78,140,172,148), pelvis=(6,8,14,60,600), liver=(56,70,112,102,86), spleen=(48,122,126,114,94),
-    pancreas=(40,105,96,82,68), adrenal=(25,80,78,64,48), muscle=(52,58,64,65,62), bowel=(36,92,88,78,66),
+    pancreas=(40,105,96,82,68), adrenal=(25,80,78,64,48), muscle=(46,52,59,60,57), bowel=(36,92,88,78,66),
     stomach=(38,88,84,76,64), colon=(36,74,76,70,62), genital=(42,78,96,96,86), urine=(4,4,7,20,350),
     ureter=(8,14,20,60,500), skin=(20,30,40,40,38), bladderwall=(35,50,55,55,50), esophagus=(36,60,65,60,55),
     lesion=(30,50,55,55,50))
 
 # %% ../../nbs/engine/48_appearance.ipynb #4e435341
 FIXED = dict(   # HU of tissues that take up no contrast: lowest and highest mean over patients, unevenness
-    air=(-1000,-1000,0), fat=(-112,-95,7), vfat=(-108,-90,9), fascia=(-40,10,8), lung=(-900,-780,25),
+    air=(-1000,-1000,0), fat=(-112,-88,7), vfat=(-106,-82,9), fascia=(-45,30,8), lung=(-900,-780,25),
     gallbladder=(0,18,2), meal=(5,60,14), stool=(-20,70,55), chyme=(15,50,12), oral=(200,600,60),
-    gas=(-1000,-930,8), calcium=(350,900,60), bone=(300,560,60), marrow=(120,280,45), disc=(65,100,8),
+    gas=(-1000,-930,8), calcium=(350,900,60), bone=(300,560,60), marrow=(90,230,28), disc=(65,100,8),
     canal=(18,35,6), cartilage=(60,140,10), fluid=(2,22,3), table=(-300,250,20), cloth=(-800,-300,60),
-    metal=(2500,3071,0), wire=(300,1500,0), sinus=(-95,-55,14), outercyst=(-2,16,2), cyst=(-2,16,2),
+    metal=(2500,3071,0), wire=(300,1500,0), sinus=(-102,-65,10), outercyst=(-2,16,2), cyst=(-2,16,2),
     densecyst=(35,85,5), stone=(300,1300,80), fatlesion=(-90,-30,20), tumorcalcium=(200,700,50))
 UNEVEN = dict(cortex=7, medulla=9, liver=5, spleen=6, muscle=9, pancreas=14, bowel=16, stomach=12, colon=14,
               heart=10, aorta=3, cava=8, chamber=5, genital=10, lesion=8)     # HU; 4 where not named
@@ -66,6 +66,7 @@ def tissue_table(
         amp[k] = UNEVEN.get(k, 4)*rng.uniform(.5, 1.5)
     for k,(a,b,u) in FIXED.items(): hu[k],amp[k] = rng.uniform(a, b), u*rng.uniform(.5, 1.4)
     _correct(hu, t, rng, v)
+    for k,like in dict(hilar='vein', sinusrim='sinus').items(): hu[k],amp[k] = hu[like], amp[like]
     for i in range(3): _tumor_tissue(hu, amp, i, t, dose, rng, v)
     if rng.random() < v.wild: _wild(hu, amp, rng)
     table = np.zeros((2, max(STRUCTURES.values()) + 1))
@@ -88,7 +89,7 @@ def _tumor_tissue(hu, amp, i, t, dose, rng, v):
     share = rng.uniform(*((.35,.85), (.05,.3), (.25,.6), (.85,1.2))[kind])
     wash = np.interp(t, range(5), (0,1,.8,.62,.45) if share > .35 else (0,.6,.9,1,.9))
     hu[f'tumor{i}'] = rng.uniform(25, 45) + wash*share*150*dose
-    amp[f'tumor{i}'] = rng.uniform(4, 26 if share > .3 else 12)*v.tumor
+    amp[f'tumor{i}'] = rng.uniform(3, 17 if share > .3 else 9)*v.tumor
     hu[f'core{i}'],amp[f'core{i}'] = rng.uniform(8, 40), rng.uniform(2, 8)
 
 def _wild(hu, amp, rng):
@@ -153,7 +154,8 @@ def draw_scanner(
     v = VARIETY[variety] if isinstance(variety, str) else variety
     rng,w = np.random.default_rng([seed, 29]), v.imaging
     small = rng.random() < .15*w
-    return dict(fwhm=rng.uniform(.8, 1.6), slice=rng.uniform(.6, 1.3),
+    ends = (rng.uniform(-190, -80), rng.uniform(60, 190)) if rng.random() < .5*w else (-1e4, 1e4)
+    return dict(ends=ends, fwhm=rng.uniform(.8, 1.6), slice=rng.uniform(.6, 1.3),
                 sharpen=rng.uniform(0, .8)*(rng.random() < .3),
                 noise=float(np.exp(rng.normal(np.log(9), .45)))*w, grain=rng.uniform(.18, .42),
                 streaks=rng.uniform(.1, .6)*(rng.random() < .2*w), gain=1 + rng.normal(0, .008)*w,
@@ -180,10 +182,12 @@ def take_scan(
     hu = blur(hu, sd)
     if o['sharpen']: hu = torch.lerp(blur(hu, (0, 1., 1.)), hu, 1 + o['sharpen'])
     sd = o['noise']/(np.mean(grid.spacing[1:])/1.5)**.7
-    hu.add_(scan_noise(grid, noise_tiles(seed, o['grain'], o['streaks'])), alpha=float(sd))
+    grain = o['grain']*np.clip(np.mean(grid.spacing[1:])/2, 1, 2)      # resampling takes no means
+    hu.add_(scan_noise(grid, noise_tiles(seed, grain, o['streaks'])), alpha=float(sd))
     r2 = (y - o['center'][0])**2 + (x - o['center'][1])**2
     hu.mul_(o['gain']).add_(o['offset'] + o['cup']*(r2/150**2 - .5).clamp(-.5, 1))
-    return hu.round_().clamp_(-1024, 3071).masked_fill_(r2 > o['radius']**2, o['padding'])
+    outside = (r2 > o['radius']**2) | (z < o['ends'][0]) | (z > o['ends'][1])
+    return hu.round_().clamp_(-1024, 3071).masked_fill_(outside, o['padding'])
 
 # %% ../../nbs/engine/48_appearance.ipynb #9be19df1
 def _move(hu, grid, o):
@@ -212,7 +216,9 @@ def region_center(
     rng = np.random.default_rng([p.seed, 30])
     if region == 'tumor' and p.tumors: at = p.tumors[rng.integers(len(p.tumors))]['center']
     elif region in ('kidney', 'tumor'): at = p.kidneys[rng.integers(len(p.kidneys))]['center']
-    elif region == 'trunk': at,jitter = rng.uniform([-220,-90,-120], [280,50,120]), .5*jitter
+    elif region == 'trunk':
+        at,jitter = rng.uniform([-220,-90,-120], [280,50,120]), .5*jitter
+        at[0] = np.clip(at[0], *draw_scanner(p.seed, p.variety)['ends'])
     else: raise ValueError(f"The region is '{region}'. Use 'kidney', 'tumor', 'trunk' or a place in mm")
     move = rng.uniform(-1, 1, 3)*jitter*np.array(shape)*spacing/2
     return tuple((p.shift(np.asarray(at, float)[None])[0] + move).tolist())
@@ -241,8 +247,10 @@ def make_patient(
         labels = labels.reshape(shape[0], fine, *shape[1:]).median(1).values
         full = full.reshape(shape[0], fine, *shape[1:])[:,fine//2].contiguous()
         grid = Grid(shape, spacing, center, device)
-    hu = take_scan(hu, full, grid, draw_scanner(seed, p.variety), seed,
-                   p.organs['hips'] or p.organs['screws'])
+    scanner,z = draw_scanner(seed, p.variety), grid.coords(grid.all)[0]
+    hu = take_scan(hu, full, grid, scanner, seed, p.organs['hips'] or p.organs['screws'])
+    seen = (z >= scanner['ends'][0]) & (z <= scanner['ends'][1])
+    labels,full = labels*seen, full*seen
     return (hu, labels, full) if structures else (hu, labels)
 
 # %% ../../nbs/engine/48_appearance.ipynb #7c1d20aa
