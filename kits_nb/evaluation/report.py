@@ -97,7 +97,7 @@ def write_page(
             f'<title>{html.escape(title)}</title><style>{STYLE}</style>')
     body = text_html(title, 'h1') + ''.join(parts)
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
-    with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8')
+    with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8', errors='backslashreplace')
     return Path(path)
 
 # %% ../../nbs/engine/66_report.ipynb #c011

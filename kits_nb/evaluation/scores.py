@@ -287,8 +287,7 @@ def save_scores(
     cases = rows(df)
     more = {k: rows(t) for k,t in extra.items()}
     save_json(Path(out)/'scores.json', dict(mean=cases.pop('mean', None), cases=cases) | more)
-    with atomic_path(Path(out)/'scores.csv') as tmp: df.to_csv(tmp, float_format='%.6g')
-    return Path(out)/'scores.csv'
+    return save_table(Path(out)/'scores.csv', df)
 
 # %% ../../nbs/engine/61_scoring.ipynb #c033
 def compare_with_paper(

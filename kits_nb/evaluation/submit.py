@@ -32,7 +32,13 @@ def check_prediction(
     if not Path(path).is_file(): return [_missing(path, case)]
     try: vol = read_volume(path)
     except Exception as e: return [case_error(e, case, path)]
-    return [CaseError(*o, case, path) for o in (*_value_problems(vol.data), *_scan_problems(vol, scan))]
+    problems = *_name_problems(path), *_value_problems(vol.data), *_scan_problems(vol, scan)
+    return [CaseError(*o, case, path) for o in problems]
+
+def _name_problems(path):
+    "Can a zip hold the name?"
+    if any('\ud800' <= o <= '\udfff' for o in Path(path).name):
+        yield 'a byte of the name is no text', '', 'rename it'
 
 def _missing(path, case):
     other = similar_file(path)
