@@ -51,8 +51,12 @@ def _find(path):
     if path.is_file(): return [Case(_stem(path), path)]
     if not path.is_dir(): raise CaseError('there is no such folder', fix='check the path', path=path)
     if (one := _official(path)) and (one.ct or one.seg): return [one]
-    cases = [_official(o) for o in sorted(path.glob('case_*')) if o.is_dir()]
-    return cases or sorted(_loose(path), key=lambda c: c.id)
+    return _in_folders(path) or sorted(_loose(path), key=lambda c: c.id)
+
+def _in_folders(path):
+    "A folder is a case if it is called one, or if it holds `imaging` or `segmentation`"
+    folders = sorted(o for o in path.glob('[!.]*') if o.is_dir())
+    return [c for c in map(_official, folders) if c.ct or c.seg or c.id.startswith('case_')]
 
 def _loose(path):
     "Scans in a folder, and DICOM series in it and below"
@@ -75,6 +79,7 @@ def _stem(path): return _SCAN.sub('', path.name)
 def _is_scan(path):
     return bool(_SCAN.search(path.name)) and not path.name.lower().startswith(('.', 'prediction_'))
 
+# %% ../../nbs/book/05_kits19.ipynb #t1b0003
 MAP_NAMES = ('uncertainty', 'kidney', 'mass', 'tumor')     # other maps of a prediction end in these
 
 def _with_own_ids(cases):
@@ -82,6 +87,7 @@ def _with_own_ids(cases):
     seen = {}
     for c in cases:
         key,file = c.id.removeprefix('case_'), c.ct or c.seg or Path(c.id)    # as its prediction is named
+        if file.parent.name == c.id: file = file.parent
         if key in seen:
             found = f'{seen[key].name} and {file.name} would both be case {key}'
             raise CaseError(found, fix='rename one of them', path=file.parent)
@@ -196,7 +202,7 @@ def fold_of(
     n_folds:int=5   # Number of folds
 ) -> int: # 0 to n_folds-1
     "The fold of a case: a fixed hash of its id"
-    return int(hashlib.sha256(case_id.encode()).hexdigest(), 16) % n_folds
+    return int(hashlib.sha256(case_id.encode(errors='backslashreplace')).hexdigest(), 16) % n_folds
 
 # %% ../../nbs/book/05_kits19.ipynb #c020
 def split_folds(

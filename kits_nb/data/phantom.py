@@ -210,6 +210,7 @@ def paint_kidney(
     hu[fg & (depth + 1.5*lumps(6) > deepest+2.5)] = tissue['pelvis']
     for _ in range(rng.poisson(.7)): _paint_cyst(hu, fg & ~tumor, spacing, tissue, rng)
     if tumor.any(): _paint_tumor(hu, tumor, spacing, tissue, lumps, rng)
+    hu[seg == CYST] = tissue['cyst']
 
 # %% ../../nbs/book/04_phantom.ipynb #b59b8f55
 def _spine(paint, coords, lumps, mid, back, disc):
@@ -311,21 +312,22 @@ def write_phantoms(
     out:Path|str,                # Folder to fill
     n:int=8,                     # Number of phantoms
     seed:int=0,                  # Seed of the first; the others count on
-    labels:Path|str|None=None,   # Folder of label maps to paint instead (case_*/segmentation.nii.gz)
+    labels:Path|str|None=None,   # Folder of label maps to paint instead (*/segmentation.nii.gz)
     cases:list|None=None,        # Their case ids; all by default
     echo=None,                   # Gets one line per case
     n_workers:int=1,             # Processes
+    classes:str='kits19',        # What the label maps' values mean, as in `read_seg`
     **kwargs                     # `shape` and `spacing` of phantoms without `labels`
 ) -> list: # Case folders; raises `CaseError` at the end if label maps were broken
     "Write phantoms, or painted label maps, in the official layout"
     out,failed = Path(out), []
     sources = _label_files(labels, cases) if labels else [(f'case_{k:05d}', None) for k in range(n)]
     todo = [(out/case, source, seed+i) for i,(case,source) in enumerate(sources) if not (out/case).is_dir()]
-    for said in _each(partial(_write_case, **kwargs), todo, n_workers):
+    for said in _each(partial(_write_case, classes=classes, **kwargs), todo, n_workers):
         if isinstance(said, CaseError): failed.append(said)
         elif echo: echo(said)
     about = dict(synthetic=True, painted_over_labels=bool(labels))
-    save_json(out/'kits.json', [dict(case_id=f.name, **about) for f in sorted(out.glob('case_*'))])
+    save_json(out/'kits.json', [dict(case_id=o.parent.name, **about) for o in _label_maps(out)])
     if failed:
         why = ' | '.join(map(str, failed))
         found = f'{len(failed)} of {len(sources)} label maps cannot be painted: {why}'
@@ -333,10 +335,10 @@ def write_phantoms(
     return [out/case for case,_ in sources if (out/case).is_dir()]
 
 # %% ../../nbs/book/04_phantom.ipynb #e5b2d1b5
-def _write_case(folder, source, seed, **kwargs):
+def _write_case(folder, source, seed, classes, **kwargs):
     "Make both files of a case, or none; a line to print, or the `CaseError` that came between"
     try:
-        if source: seg = read_seg(source); ct = paint_ct(seg, seed)
+        if source: seg = read_seg(source, classes); ct = paint_ct(seg, seed)
         else: ct,seg = make_phantom(seed, **kwargs)
     except CaseError as e: return e
     with atomic_path(folder, folder=True) as tmp:
@@ -351,11 +353,13 @@ def _each(f, jobs, n_workers):
     with worker_pool(n_workers) as pool:
         for job in [pool.submit(f, *o) for o in jobs]: yield result_of(job)
 
+def _label_maps(folder): return sorted(Path(folder).glob('[!.]*/segmentation.nii.gz'))
+
 def _label_files(labels, cases):
     "(case id, file) of the wanted label maps"
-    files = {o.parent.name: o for o in sorted(Path(labels).glob('case_*/segmentation.nii.gz'))}
+    files = {o.parent.name: o for o in _label_maps(labels)}
     def fail(found, fix): raise CaseError(found, fix=fix, path=labels)
-    if not files: fail('the folder has no label maps (case_*/segmentation.nii.gz)', 'check its path')
+    if not files: fail('the folder has no label maps (*/segmentation.nii.gz)', 'check its path')
     if missing := sorted(set(cases or []) - set(files)):
         fail(f'there is no label map of {", ".join(missing)}', f'case ids look like {next(iter(files))}')
     return [(k, files[k]) for k in cases or files]

@@ -51,6 +51,15 @@ def link(d):
     (d/'scans'/'b.nii.gz').symlink_to(d/'scans'/'a.nii.gz')
 add(WHOSE, 'a link to a scan', link, ids, Accepted(['a', 'b']))
 
+def any_name(d):
+    for o in ('case_00001', 'patient_07', '.hidden'): save_nifti(d/'scans'/o/'imaging.nii.gz')
+    (d/'scans'/'case_00002').mkdir()
+    (d/'scans'/'notes').mkdir()
+add(WHOSE, 'folders of any name beside case_*', any_name, ids,
+    Accepted(['case_00001', 'case_00002', 'patient_07']))
+add(WHOSE, 'folders 7 and case_7', scans('7/imaging.nii.gz', 'case_7/imaging.nii.gz'), ids,
+    Refused('7 and case_7 would both be case 7', 'rename'))
+
 def linked_cases(d):
     save_nifti(d/'store'/'x17'/'imaging.nii.gz')
     (d/'scans').mkdir()
