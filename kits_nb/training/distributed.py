@@ -9,7 +9,7 @@ __all__ = ['PEER_WORDS', 'world', 'shard', 'ShardedDL', 'distributed', 'unwrap',
            'is_peer_error', 'run_processes']
 
 # %% ../../nbs/engine/45_distributed.ipynb #c003
-import gc, json, logging, os, re, sys, threading, time, torch, traceback
+import gc, json, logging, os, re, signal, sys, threading, time, torch, traceback
 from contextlib import contextmanager
 from datetime import timedelta
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -99,7 +99,8 @@ def pool_sums(
 # %% ../../nbs/engine/45_distributed.ipynb #n6c5a
 @contextmanager
 def launch(
-    minutes:float=30 # A wait for the other processes that is longer than this ends the run
+    minutes:float=30, # A wait for the other processes that is longer than this ends the run
+    debug:bool=False  # Show where an error comes from
 ):
     "Join the processes that `torchrun` or `accelerate launch` started; one error ends them all"
     if world()[1] == 1: yield; return
@@ -110,7 +111,7 @@ def launch(
         Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[how])
         yield
         torch.distributed.barrier()
-    except (Exception, KeyboardInterrupt, SystemExit) as e: _give_up(e)
+    except (Exception, KeyboardInterrupt, SystemExit) as e: _give_up(e, debug)
     gc.collect()         # a wrapped model in a cycle of references still holds the connections' threads
     torch.distributed.destroy_process_group()
 
@@ -130,10 +131,12 @@ def _end_with(parent):
     while os.getppid() == parent: time.sleep(.3)
     os._exit(1)
 
-def _give_up(e):
+# %% ../../nbs/engine/45_distributed.ipynb #t1b0004
+def _give_up(e, debug):
     "End this process at once and leave the reason on record"
     if is_peer_error(e): time.sleep(15)      # torchrun ends this process meanwhile
-    words = str(e) if isinstance(e, (CaseError, SystemExit)) else ''.join(traceback.format_exception(e))
+    if debug: traceback.print_exception(e)
+    words = in_words(e) if isinstance(e, Exception) else str(e) or 'interrupted'
     words = f'process {world()[0]} of {world()[1]}: {words}'
     if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):
         Path(path).write_text(json.dumps(dict(message=words, timestamp=int(time.time()))))
@@ -152,7 +155,7 @@ def is_peer_error(
     e:BaseException # What was raised
 ) -> bool: # Does it only follow from the failure of another process?
     "Tell a first cause from what follows from it"
-    if isinstance(e, (PeerError, torch.distributed.DistError)): return True
+    if isinstance(e, (PeerError, ConnectionError, torch.distributed.DistError)): return True
     return isinstance(e, RuntimeError) and any(o in str(e) for o in PEER_WORDS)
 
 # %% ../../nbs/engine/45_distributed.ipynb #nb989
@@ -162,12 +165,18 @@ def run_processes(
 ) -> str: # '' if all ended well, else the first cause in words
     "Run a command in `n` processes, as `torchrun` does, and keep its report to the cause"
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
+    for o in list(logging.root.manager.loggerDict):
+        if o.startswith('torch.distributed.elastic'): logging.getLogger(o).setLevel(logging.CRITICAL)
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//n)))
     config = LaunchConfig(1, 1, n, rdzv_backend='c10d', rdzv_endpoint='localhost:0',
                           run_id=f'kits-{os.getpid()}', max_restarts=0, monitor_interval=.2)
+    handlers = {o: signal.getsignal(o) for o in (signal.SIGINT, signal.SIGTERM)}
     try: elastic_launch(config, command[0])(*command[1:])
+    except SignalException as e:          # the processes have ended; now the signal does what it did before
+        for o,f in handlers.items(): signal.signal(o, f)
+        signal.raise_signal(e.sigval)
     except ChildFailedError as e:
         rank,first = e.get_first_failure()
         if first.exitcode >= 0: return str(first.message)

@@ -375,6 +375,61 @@ add(SYSTEM, 'a window of three letters', cases(S),
     Command('kits-predict', RUN, '{d}/data', '{d}/out', '--window', 'abc'),
     Refused('abc', 'one positive number'))
 
+def paint(*options): return Command('kits-phantom', '{d}/out', '--labels', '{d}/data', *options)
+def painted(d):
+    "Does the scan show the cysts of the labels as water?"
+    said = paint('--classes', 'kits23')(d)
+    assert said.code == 0, said.text
+    hu, x = (nib.load(d/'out'/'case_00000'/f'{o}.nii.gz').get_fdata() for o in ('imaging', 'segmentation'))
+    cyst, kidney = (np.median(hu[x == o]) for o in (CYST, KIDNEY))
+    return np.array_equal(x, CYSTS) and cyst < kidney - 80
+add(LABELS_OF, 'cysts, kits-phantom', cases(CYSTS), paint(),
+    Refused('segmentation.nii.gz', 'label values [3]', '--classes kits23', makes=['out/kits.json']))
+add(LABELS_OF, 'cysts, kits-phantom --classes kits23', cases(CYSTS), painted,
+    Accepted(True, makes=MADE))
+add(LABELS_OF, 'cysts counted as kidney, kits-phantom', cases(CYSTS), paint('--classes', MAPPING),
+    Accepted('1 cases', makes=MADE))
+add(LABELS_OF, 'classes without labels, kits-phantom', None,
+    Command('kits-phantom', '{d}/out', '--n', '1', '--classes', 'kits23'),
+    Refused('--classes', 'there are none', 'with --labels'))
+
+
+# Names with a byte that is no text, as another system's encoding leaves them (Python reads it as \udcff)
+
+NAME = 'case_\udcff'
+def odd(d):
+    for o in (NAME, 'case_00001', 'case_00002'): case(d, S, o)
+    save(d/'pred'/'prediction_\udcff.nii.gz', S)
+def odd_prepared(d):
+    odd(d)
+    prepare_folder(d/'data', d/'prepared', PrepareConfig((8.,)*3))
+def names(*paths): return lambda d: all(r'\udcff' in (d/o).read_text() for o in paths)
+def here(command):
+    "A command, and the folder in which it ran: what it wrote is looked at"
+    def run(d):
+        said = command(d)
+        return d if said.code == 0 else said
+    return run
+ODD = f'--cases={NAME}'
+add(SYSTEM, 'a name that is no text, kits-predict', odd,
+    here(Command('kits-predict', RUN, '{d}/data', '{d}/out', '--no-tta', '--device', 'cpu', ODD)),
+    Accepted(names('out/morphometry.csv'), makes=MADE, only=True))
+add(SYSTEM, 'a name that is no text, kits-evaluate', odd, here(evaluate('--pictures', '1', ODD)),
+    Accepted(names(*(f'out/{o}' for o in ('scores.csv', 'scores.json', 'morphometry.csv', 'report.html'))),
+             makes=MADE))
+add(SYSTEM, 'a name that is no text, kits-measure', odd, here(measure()),
+    Accepted(names('out/morphometry.csv'), makes=MADE))
+add(SYSTEM, 'a name that is no text, kits-train', odd_prepared,
+    here(Command('kits-train', '{d}/prepared', '{d}/run', '--epochs', '1', '--crop', '16', '--per-case', '1',
+                 '--n-folds', '3', '--device', 'cpu')),
+    Accepted(names('run/run.json'), makes=['run/model.safetensors', 'run/log.csv']))
+add(SYSTEM, 'a name that is no text, kits-submit', odd,
+    Command('kits-submit', '{d}/pred', '{d}/out.zip', ODD),
+    Refused('no text', 'rename it'))
+add(SYSTEM, 'a name that is no text, kits-phantom', None,
+    Command('kits-phantom', '{d}/\udcff', '--n', '1', process=True, env={'PYTHONIOENCODING': 'utf-8:strict'}),
+    Accepted(r'\udcff'))
+
 
 def main(): return table.main(ENTRIES, 'labels')
 if __name__ == '__main__': sys.exit(main()['wrong'] > 0)
