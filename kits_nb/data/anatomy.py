@@ -211,7 +211,7 @@ def _draw_body(rng, v):
                 wall=rng.uniform(9, 17), dome=rng.normal(-150, 12*v.body), domediff=rng.normal(14, 7*v.body),
                 power=rng.uniform(2.1, 2.7), arms=arms, breath=n(8), vertebra=rng.uniform(.92, 1.1),
                 seam=rng.uniform(.02, .16), armx=rng.uniform(200, 235) + fat, fill=rng.uniform(0, 1.5, 3),
-                bubble=rng.uniform(.3, 1.6),
+                bubble=rng.uniform(.3, 1.6), threads=rng.uniform(1.3, 2.1),
                 colongas=rng.uniform(-1.2, .4), phase=rng.uniform(0, 1), scoliosis=n(5),
                 muscle=rng.uniform(.8, 1.15),
                 bowel=rng.uniform(9, 15), oral=rng.choice([9., .9, .2, -.4], p=[.45,.2,.2,.15]),
@@ -227,7 +227,7 @@ def _draw_kidney(rng, v, side, rare):
     down = 3 if side < 0 else -2
     if rng.random() < .04*v.rare: down += rng.uniform(15, 70)          # ptosis
     center = np.array([down + pose(13), pose(8), side*(73 + pose(9))])
-    long = _unit(np.array([.88, -.38 + pose(.15), side*(.2 + pose(.12))]))
+    long = _unit(np.array([.88, -.45 + pose(.16), side*(.2 + pose(.12))]))
     hilum = np.array([0, -.45 + pose(.25), -side])
     hilum = _unit(hilum - long*(hilum @ long))
     radii = s*np.array([60, 34.5, 30])*np.exp(rng.normal(0, .05*v.shape, 3))    # long, to the hilum, thick
@@ -245,15 +245,15 @@ def _draw_kidney(rng, v, side, rare):
 # %% ../../nbs/engine/47_anatomy.ipynb #33d24a44
 def _draw_tumor(rng, v, kidneys):
     k = kidneys[rng.integers(len(kidneys))]
-    radius = 15.5*np.exp(rng.normal(0, .4*min(v.tumor, 1.)))
-    if rng.random() < .17*v.tumor: radius = rng.uniform(28, 62)
-    radius = float(np.clip(radius, 5, 62))
+    radius = 16*np.exp(rng.normal(0, .4*min(v.tumor, 1.)))
+    if rng.random() < .25*v.tumor: radius = rng.uniform(28, 65)
+    radius = float(np.clip(radius, 5, 65))
     way = rng.normal(size=3)
     frame = np.stack([k['long'], k['hilum'], np.cross(k['long'], k['hilum'])])
     if way[1] > 0 and rng.random() < .8: way[1] *= -.7                      # rarely at the hilum
     way = _unit(way*[1.1, 1, 1])
     surface = 1/np.sqrt(((way/k['radii'])**2).sum())                       # mm from the centre
-    out = rng.uniform(-.8, .6) if radius > 12 else rng.uniform(-1., .35)     # in radii beyond the surface
+    out = rng.uniform(-.9, .5) if radius > 12 else rng.uniform(-1., .3)     # in radii beyond the surface
     at = k['center'] + frame.T @ (way*max(surface + out*radius, 4.))
     if radius > 35: at[1] -= rng.uniform(0, .4)*radius                      # large ones grow forwards
     return dict(side=k['side'], center=at, radius=radius, axes=np.exp(rng.normal(0, .12, 3)),
@@ -729,7 +729,7 @@ def _paint_trunk(c):
     c.paint(c.up(torch.maximum(frame, -seam), full), 'muscle', full)
     inside = c.up(cavity, full)
     c.paint(inside, 'vfat', full)
-    c.paint(torch.maximum(inside, (1.5 - c.texture)*1.6), 'fascia', full)       # small vessels and threads
+    c.paint(torch.maximum(inside, (c.p.body['threads'] - c.texture)*1.6), 'fascia', full)       # small vessels and threads
     if c.p.organs['ascites']: c.paint(c.up(torch.maximum(cavity + 3, 72 - c.x.abs() + 14*c.n1), full),
                                       'fluid', full)
     return frame, cavity

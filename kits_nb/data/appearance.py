@@ -21,7 +21,7 @@ PHASES = dict(
     vein=(40,115,150,130,105),
     portal=(42,105,168,140,108), hepatic=(42,62,155,135,106), heart=(45,110,118,108,92),
     chamber=(42,270,165,132,105), lungvessel=(20,150,100,80,60), cortex=(33,178,192,178,140),
-    medulla=(31,78,140,172,148), pelvis=(6,8,14,60,600), liver=(56,70,112,102,86), spleen=(48,122,126,114,94),
+    medulla=(31,92,148,174,150), pelvis=(6,8,14,60,600), liver=(56,70,112,102,86), spleen=(48,122,126,114,94),
     pancreas=(40,105,96,82,68), adrenal=(25,80,78,64,48), muscle=(46,52,59,60,57), bowel=(36,92,88,78,66),
     stomach=(38,88,84,76,64), colon=(36,74,76,70,62), genital=(42,78,96,96,86), urine=(4,4,7,20,350),
     ureter=(8,14,20,60,500), skin=(20,30,40,40,38), bladderwall=(35,50,55,55,50), esophagus=(36,60,65,60,55),
@@ -59,7 +59,7 @@ def tissue_table(
     rng = np.random.default_rng([seed, 28])
     drawn = draw_phase(rng, v)
     t = drawn if phase is None else phase
-    hu,amp,dose = {}, {}, float(np.exp(rng.normal(0, .13*v.tissue)))
+    hu,amp,dose = {}, {}, float(np.exp(rng.normal(0, .16*v.tissue)))
     for k,row in PHASES.items():
         plain,now = row[0] + rng.normal(0, 4*v.tissue), np.interp(t, range(5), row)
         hu[k] = plain + (now - row[0])*dose*np.exp(rng.normal(0, .1*v.tissue))
@@ -117,7 +117,8 @@ def blur(
 def noise_tiles(
     seed:int,           # Scan
     grain:float=.3,     # Highest frequency in the plane, cycles per voxel
-    streaks:float=0.    # 0 to 1: how much of it runs across the patient, as at a low dose
+    streaks:float=0.,   # 0 to 1: how much of it runs across the patient, as at a low dose
+    along:float=.4      # Highest frequency from slice to slice, cycles per voxel
 ) -> list: # Of two periodic arrays; their sum has the deviation 1
     "Noise with the spectrum of filtered back-projection"
     rng,out = np.random.default_rng([seed, 5]), []
@@ -125,7 +126,7 @@ def noise_tiles(
         fy,fx = np.fft.fftfreq(n[1])[:,None], np.fft.rfftfreq(n[2])
         f = np.sqrt(fy**2 + fx**2)
         gain = (.02 + f)*np.exp(-(f/grain)**2)*(1 - streaks + streaks*1.5*np.exp(-(fx/.07)**2))
-        gain = gain*np.exp(-(np.fft.fftfreq(n[0])/.4)**2)[:,None,None]
+        gain = gain*np.exp(-(np.fft.fftfreq(n[0])/along)**2)[:,None,None]
         x = np.fft.irfftn(np.fft.rfftn(rng.standard_normal(n, np.float32))*gain, n).astype(np.float32)
         out.append(x/x.std()*.7071)
     return out
@@ -153,11 +154,11 @@ def draw_scanner(
     "How a scan is taken"
     v = VARIETY[variety] if isinstance(variety, str) else variety
     rng,w = np.random.default_rng([seed, 29]), v.imaging
-    small = rng.random() < .15*w
+    small,thick = rng.random(2) < (.15*w, .25*w)
     ends = (rng.uniform(-190, -80), rng.uniform(60, 190)) if rng.random() < .5*w else (-1e4, 1e4)
-    return dict(ends=ends, fwhm=rng.uniform(.8, 1.6), slice=rng.uniform(.6, 1.3),
+    return dict(ends=ends, fwhm=rng.uniform(.8, 1.6), slice=rng.uniform(*((1.8, 3.4) if thick else (.6, 1.6))),
                 sharpen=rng.uniform(0, .8)*(rng.random() < .3),
-                noise=float(np.exp(rng.normal(np.log(9), .45)))*w, grain=rng.uniform(.18, .42),
+                noise=float(np.exp(rng.normal(np.log(10.5), .45)))*w, grain=rng.uniform(.18, .42),
                 streaks=rng.uniform(.1, .6)*(rng.random() < .2*w), gain=1 + rng.normal(0, .008)*w,
                 offset=rng.normal(0, 3)*w, cup=rng.normal(0, 5)*w,
                 radius=rng.uniform(*((150, 195) if small else (205, 260))),
@@ -183,7 +184,8 @@ def take_scan(
     if o['sharpen']: hu = torch.lerp(blur(hu, (0, 1., 1.)), hu, 1 + o['sharpen'])
     sd = o['noise']/(np.mean(grid.spacing[1:])/1.5)**.7
     grain = o['grain']*np.clip(np.mean(grid.spacing[1:])/2, 1, 2)      # resampling takes no means
-    hu.add_(scan_noise(grid, noise_tiles(seed, grain, o['streaks'])), alpha=float(sd))
+    along = np.clip(.17*grid.spacing[0]/o['slice'], .12, .4)           # nor is a thick slice's noise fine along z
+    hu.add_(scan_noise(grid, noise_tiles(seed, grain, o['streaks'], along)), alpha=float(sd))
     r2 = (y - o['center'][0])**2 + (x - o['center'][1])**2
     hu.mul_(o['gain']).add_(o['offset'] + o['cup']*(r2/150**2 - .5).clamp(-.5, 1))
     outside = (r2 > o['radius']**2) | (z < o['ends'][0]) | (z > o['ends'][1])
