@@ -135,7 +135,7 @@ def show_growth(
     for ax,(name,values,of) in zip(axs, panels):
         plans = [of(n) for n in values]
         for key,label,look in (('hours', 'hours', dict(color='#0072B2', marker='o')),
-                               ('memory_gb', 'GB', dict(color='#D55E00', marker='s'))):
+                               ('memory_gb', 'GB', dict(color='#009E73', marker='s'))):
             ax.loglog(values, [p[key] for p in plans], label=label, **look)
         ax.minorticks_off()
         ax.set_xticks(values, values)
