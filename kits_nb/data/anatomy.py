@@ -208,7 +208,7 @@ def _draw_body(rng, v):
     fat = float(np.clip(np.exp(rng.normal(np.log(17), .55*v.body)), 5, 55))
     arms = rng.random() < .25*v.rare
     return dict(belly=belly, fat=fat, front=rng.uniform(.7, 1.3), wide=n(.05), deep=n(.05), skew=n(.05),
-                wall=rng.uniform(9, 17), dome=rng.normal(-150, 12*v.body), domediff=rng.normal(14, 7*v.body),
+                wall=rng.uniform(6.5, 14), dome=rng.normal(-150, 12*v.body), domediff=rng.normal(14, 7*v.body),
                 power=rng.uniform(2.1, 2.7), arms=arms, breath=n(8), vertebra=rng.uniform(.92, 1.1),
                 seam=rng.uniform(.02, .16), armx=rng.uniform(200, 235) + fat, fill=rng.uniform(0, 1.5, 3),
                 bubble=rng.uniform(.3, 1.6), threads=rng.uniform(1.3, 2.1),
