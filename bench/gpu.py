@@ -740,7 +740,9 @@ def main():
         if name == 'step':
             for p in waiting:
                 turn(p.pid).touch()
-                finish(p, 60, keep)
+                if end := finish(p, 60, keep)[1]:
+                    found['ends'][f'a compiled step, process {p.pid}'] = dict(end=end)
+                    print(f'! {end}', flush=True)
         _, end = finish(start(args, name), limit, keep)
         found['ends'][name] = dict(seconds=time.perf_counter() - since, end=end)
         print(f'{"!" if end else " "} {name:9}{found["ends"][name]["seconds"]:.0f} s {end}', flush=True)

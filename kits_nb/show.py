@@ -10,7 +10,7 @@ __all__ = ['WINDOW', 'KIDNEY_COLOR', 'TUMOR_COLOR', 'EDGE_COLOR', 'MISSED_COLOR'
            'show_map', 'show_legend', 'SliceViewer', 'book_figures']
 
 # %% ../nbs/engine/21_show.ipynb #c003
-import numpy as np
+import sys, numpy as np
 from fastcore.basics import patch
 from torch import Tensor
 from .core import *
@@ -305,12 +305,11 @@ def book_figures(
 ):
     "Store this notebook's figures at twice the size in which a page shows them, 100 pixels an inch"
     import matplotlib.pyplot as plt
-    from IPython import get_ipython
     from matplotlib.figure import Figure
     plt.rcParams.update({'figure.dpi': 100, 'figure.figsize': (7.6, 3.2)})
     plt.rcParams.update({'font.size': 9, 'axes.titlesize': 9})
-    shell = get_ipython()
-    if shell is None: return            # plain Python stores no figures
+    shell = 'IPython' in sys.modules and sys.modules['IPython'].get_ipython()
+    if not shell: return                # plain Python stores no figures
     def kind(fig): return fig.axes and ('jpeg' if any(ax.images for ax in fig.axes) else 'png')
     for k in ('png', 'jpeg'):
         def encode(fig, k=k): return _at_twice_the_size(fig, k, quality) if kind(fig) == k else None
