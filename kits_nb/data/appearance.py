@@ -218,12 +218,12 @@ def region_center(
     rng = np.random.default_rng([p.seed, 30])
     if region == 'tumor' and p.tumors: at = p.tumors[rng.integers(len(p.tumors))]['center']
     elif region in ('kidney', 'tumor'): at = p.kidneys[rng.integers(len(p.kidneys))]['center']
-    elif region == 'trunk':
-        at,jitter = rng.uniform([-220,-90,-120], [280,50,120]), .5*jitter
-        at[0] = np.clip(at[0], *draw_scanner(p.seed, p.variety)['ends'])
+    elif region == 'trunk': at,jitter = rng.uniform([-220,-90,-120], [280,50,120]), .5*jitter
     else: raise ValueError(f"The region is '{region}'. Use 'kidney', 'tumor', 'trunk' or a place in mm")
     move = rng.uniform(-1, 1, 3)*jitter*np.array(shape)*spacing/2
-    return tuple((p.shift(np.asarray(at, float)[None])[0] + move).tolist())
+    z,y,x = (p.shift(np.asarray(at, float)[None])[0] + move).tolist()
+    top,bottom = draw_scanner(p.seed, p.variety)['ends']
+    return float(np.clip(z, top + 20, bottom - 20)), y, x                # inside the scan
 
 # %% ../../nbs/engine/48_appearance.ipynb #4e9886ae
 def make_patient(
@@ -263,6 +263,9 @@ def patient_crop(
     region,        # See `region_center`
     variety        # Name in `VARIETY`, or a `Variety`
 ) -> tuple: # (int16 HU (D,H,W), uint8 labels (D,H,W)), arrays
-    "A crop of a patient as prepared cases hold it: small to send from one process to another"
-    hu,labels = make_patient(seed, size, spacing, region, variety=variety)
+    "A crop of a patient as prepared cases hold it, made by one thread"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)                # thousands of small steps: threads would wait for each other
+    try: hu,labels = make_patient(seed, size, spacing, region, variety=variety)
+    finally: torch.set_num_threads(threads)
     return hu.to(torch.int16).numpy(), labels.numpy()
