@@ -350,7 +350,8 @@ def kits_evaluate(
 ):
     "Score predictions as the KiTS challenges do, beside the paper's results"
     with plain_errors(debug):
-        from kits_nb.evaluation.scores import evaluate_folder, prediction_classes, save_scores
+        from kits_nb.evaluation.scores import (describe_scores, evaluate_folder, prediction_classes,
+                                               save_scores)
         from kits_nb.evaluation.report import write_report
         from kits_nb.evaluation.statistics import compare_runs, summarize_scores
         ids,out = case_ids(cases), Path(out or predictions)
@@ -360,12 +361,13 @@ def kits_evaluate(
         tables = dict(summary=summarize_scores(table))
         if compare: tables['comparison'] = compare_runs(table, other)
         print_scores(table, tables, classes)
-        save_scores(table, out, **tables)
+        made = describe_scores(table, predictions, truth, classes)
+        save_scores(table, out, made, **tables)
         files = ['scores.csv', 'scores.json', 'report.html']
         try: files.append(save_morphometry(predictions, out, prediction_classes(predictions, classes)).name)
         except CaseError as e: errors = [*errors, e]           # there is nothing to measure
         write_report(out/'report.html', None, truth, predictions, n=pictures, scores=scores, other=other,
-                     classes=classes)
+                     classes=classes, made=made)
         print(f'\nwritten to {out}: {", ".join(files)}')
         for e in errors if debug else ():
             if e.__cause__: traceback.print_exception(e.__cause__)

@@ -6,7 +6,7 @@ Docs: https://kits-nb.github.io/kits_nb/engine/report.html.md"""
 
 # %% auto #0
 __all__ = ['STYLE', 'text_html', 'table_html', 'figure_html', 'write_page', 'network_maps', 'case_figure', 'curve_figure',
-           'score_parts', 'curve_parts', 'worst_parts', 'write_report']
+           'score_parts', 'curve_parts', 'source_parts', 'worst_parts', 'write_report']
 
 # %% ../../nbs/engine/66_report.ipynb #c003
 import base64, html, io
@@ -234,6 +234,18 @@ def curve_parts(
     caption = 'Losses on training crops; Dice on held-out crops.'
     return [text_html('Training', 'h2'), figure_html(fig, caption, alt)]
 
+# %% ../../nbs/engine/66_report.ipynb #t1c0002
+def source_parts(
+    made:dict # From `describe_scores`
+) -> list: # HTML
+    "Versions, and the fingerprints of the files that were compared"
+    import pandas as pd
+    said = [f'{k} {v}' for k,v in made['versions'].items()] + [f'classes {made["classes"]}']
+    table = pd.DataFrame({k: made[k] for k in ('predictions', 'truth')}).sort_index().fillna('–')
+    rows = table_html(table, 'SHA-256 of the files that were compared.')
+    return [text_html('What this was made from', 'h2'), text_html(', '.join(said) + '.'),
+            f'<details><summary>Fingerprints of {len(table)} cases</summary>{rows}</details>']
+
 # %% ../../nbs/engine/66_report.ipynb #5587bd71
 def worst_parts(
     table,                # From `evaluate_folder`
@@ -286,7 +298,8 @@ def write_report(
     cases:list|None=None,  # Ids of the cases; all that have labels by default
     scores:tuple|None=None,# What `evaluate_folder` returned, if it was called already
     other=None,            # Table of another run on the same cases, to compare with
-    classes:str='kits19'   # As in `evaluate_folder`
+    classes:str='kits19',  # As in `evaluate_folder`
+    made:dict|None=None    # From `describe_scores`, if it was called already
 ) -> Path: # The file; raises `CaseError` if there is nothing to score
     "A self-contained HTML report on a folder of predictions"
     table,errors = scores or evaluate_folder(predictions, data, cases, classes=classes)
@@ -297,4 +310,5 @@ def write_report(
     parts += worst_parts(table, model, data, predictions, n, classes)
     columns = score_columns(table) + [c for c in table if c.endswith('_ml')]
     parts += [text_html('All cases', 'h2'), table_html(as_text(table[columns]), LEGEND)]
+    parts += source_parts(made or describe_scores(table, predictions, data, classes))
     return write_page(path, title, parts)

@@ -6,8 +6,8 @@ Docs: https://kits-nb.github.io/kits_nb/engine/scoring.html.md"""
 
 # %% auto #0
 __all__ = ['CLASSES', 'scored_classes', 'class_masks', 'score_case', 'similar_file', 'read_truth', 'prediction_classes',
-           'read_prediction', 'evaluate_case', 'evaluate_folder', 'save_scores', 'compare_with_paper', 'worst_case',
-           'show_scores']
+           'read_prediction', 'evaluate_case', 'evaluate_folder', 'save_scores', 'describe_scores',
+           'compare_with_paper', 'worst_case', 'show_scores']
 
 # %% ../../nbs/engine/61_scoring.ipynb #c003
 import re
@@ -277,7 +277,8 @@ def _truth_files(truth, cases):
 def save_scores(
     df:pd.DataFrame, # From `evaluate_folder`
     out:Path|str,    # Folder that gets scores.csv and scores.json
-    **extra          # More tables for scores.json, by name
+    made:dict=None,  # From `describe_scores`, for scores.json
+    **extra          # More tables for it, by name
 ) -> Path: # The CSV file
     "Write a table of scores"
     def value(v): return None if isinstance(v, float) and not np.isfinite(v) else v
@@ -286,8 +287,23 @@ def save_scores(
         return {str(k): {c: value(v) for c,v in row.items()} for k,row in table.items()}
     cases = rows(df)
     more = {k: rows(t) for k,t in extra.items()}
-    save_json(Path(out)/'scores.json', dict(mean=cases.pop('mean', None), cases=cases) | more)
+    save_json(Path(out)/'scores.json', dict(mean=cases.pop('mean', None), cases=cases, made=made) | more)
     return save_table(Path(out)/'scores.csv', df)
+
+# %% ../../nbs/engine/61_scoring.ipynb #t1c0001
+def describe_scores(
+    df:pd.DataFrame,      # From `evaluate_folder`
+    pred:Path|str,        # Its folder of predictions
+    truth:Path|str,       # And that of true labels
+    classes:str='kits19'  # And its classes
+) -> dict: # Ready for JSON: versions, classes, and the fingerprint of each file that was compared
+    "What scores were made from"
+    ids = set(df.index) - {'mean'}
+    true = {k: v for k,v in _truth_files(truth, None).items() if k in ids}
+    guess = {k: prediction_path(pred, k) for k in true}
+    def hashes(files): return {k: file_hash(v) for k,v in files.items() if v.is_file()}
+    return dict(versions=versions('numpy', 'scipy', 'nibabel'), classes=classes, predictions=hashes(guess),
+                truth=hashes(true))
 
 # %% ../../nbs/engine/61_scoring.ipynb #c033
 def compare_with_paper(
