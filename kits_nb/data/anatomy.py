@@ -208,7 +208,8 @@ def _draw_body(rng, v):
     fat = float(np.clip(np.exp(rng.normal(np.log(17), .55*v.body)), 5, 55))
     arms = rng.random() < .25*v.rare
     return dict(belly=belly, fat=fat, front=rng.uniform(.7, 1.3), wide=n(.05), deep=n(.05), skew=n(.05),
-                wall=rng.uniform(6.5, 14), dome=rng.normal(-150, 12*v.body), domediff=rng.normal(14, 7*v.body),
+                wall=rng.uniform(6.5, 14), dome=rng.normal(-150, 12*v.body),
+                domediff=rng.normal(14, 7*v.body),
                 power=rng.uniform(2.1, 2.7), arms=arms, breath=n(8), vertebra=rng.uniform(.92, 1.1),
                 seam=rng.uniform(.02, .16), armx=rng.uniform(200, 235) + fat, fill=rng.uniform(0, 1.5, 3),
                 bubble=rng.uniform(.3, 1.6), threads=rng.uniform(1.3, 2.1),
@@ -729,7 +730,7 @@ def _paint_trunk(c):
     c.paint(c.up(torch.maximum(frame, -seam), full), 'muscle', full)
     inside = c.up(cavity, full)
     c.paint(inside, 'vfat', full)
-    c.paint(torch.maximum(inside, (c.p.body['threads'] - c.texture)*1.6), 'fascia', full)       # small vessels and threads
+    c.paint(torch.maximum(inside, (c.p.body['threads'] - c.texture)*1.6), 'fascia', full)  # threads, vessels
     if c.p.organs['ascites']: c.paint(c.up(torch.maximum(cavity + 3, 72 - c.x.abs() + 14*c.n1), full),
                                       'fluid', full)
     return frame, cavity

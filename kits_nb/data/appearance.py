@@ -156,7 +156,8 @@ def draw_scanner(
     rng,w = np.random.default_rng([seed, 29]), v.imaging
     small,thick = rng.random(2) < (.15*w, .25*w)
     ends = (rng.uniform(-190, -80), rng.uniform(60, 190)) if rng.random() < .5*w else (-1e4, 1e4)
-    return dict(ends=ends, fwhm=rng.uniform(.8, 1.6), slice=rng.uniform(*((1.8, 3.4) if thick else (.6, 1.6))),
+    return dict(ends=ends, fwhm=rng.uniform(.8, 1.6),
+                slice=rng.uniform(*((1.8, 3.4) if thick else (.6, 1.6))),
                 sharpen=rng.uniform(0, .8)*(rng.random() < .3),
                 noise=float(np.exp(rng.normal(np.log(10.5), .45)))*w, grain=rng.uniform(.18, .42),
                 streaks=rng.uniform(.1, .6)*(rng.random() < .2*w), gain=1 + rng.normal(0, .008)*w,
@@ -184,7 +185,7 @@ def take_scan(
     if o['sharpen']: hu = torch.lerp(blur(hu, (0, 1., 1.)), hu, 1 + o['sharpen'])
     sd = o['noise']/(np.mean(grid.spacing[1:])/1.5)**.7
     grain = o['grain']*np.clip(np.mean(grid.spacing[1:])/2, 1, 2)      # resampling takes no means
-    along = np.clip(.17*grid.spacing[0]/o['slice'], .12, .4)           # nor is a thick slice's noise fine along z
+    along = np.clip(.17*grid.spacing[0]/o['slice'], .12, .4)        # thick slices are smooth along z
     hu.add_(scan_noise(grid, noise_tiles(seed, grain, o['streaks'], along)), alpha=float(sd))
     r2 = (y - o['center'][0])**2 + (x - o['center'][1])**2
     hu.mul_(o['gain']).add_(o['offset'] + o['cup']*(r2/150**2 - .5).clamp(-.5, 1))
