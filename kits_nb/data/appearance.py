@@ -127,7 +127,8 @@ def noise_tiles(
         f = np.sqrt(fy**2 + fx**2)
         gain = (.02 + f)*np.exp(-(f/grain)**2)*(1 - streaks + streaks*1.5*np.exp(-(fx/.07)**2))
         gain = gain*np.exp(-(np.fft.fftfreq(n[0])/along)**2)[:,None,None]
-        x = np.fft.irfftn(np.fft.rfftn(rng.standard_normal(n, np.float32))*gain, n, (0,1,2)).astype(np.float32)
+        x = np.fft.rfftn(rng.standard_normal(n, np.float32))*gain
+        x = np.fft.irfftn(x, n, (0,1,2)).astype(np.float32)
         out.append(x/x.std()*.7071)
     return out
 
