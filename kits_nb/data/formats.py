@@ -8,7 +8,7 @@ Docs: https://kits-nb.github.io/kits_nb/engine/formats.html.md"""
 __all__ = ['AGAIN', 'MOST_BYTES', 'check_kind', 'check_promise', 'read_itk']
 
 # %% ../../nbs/engine/28_formats.ipynb #c97ba183
-import gzip, zlib, nibabel as nib, numpy as np
+import gzip, re, zlib, nibabel as nib, numpy as np
 from math import prod
 from pathlib import Path
 
@@ -143,6 +143,33 @@ def _itk_affine(reader):
     a[:3,3] = reader.GetOrigin()
     return np.diag([-1.,-1.,1.,1.]) @ a
 
+# %% ../../nbs/engine/28_formats.ipynb #t1d0001
+_END = {'an NRRD image': rb'\n\r?\n', 'a MetaImage': rb'ElementDataFile[^\n]*\n'}
+_FIELD = re.compile(r'\s*([\w ]+?)\s*[:=]+\s*(.*?)\s*')
+
+def _header_of(path, kind, most=2**16):
+    "The text of a header"
+    with open(path, 'rb') as f: start = f.read(most)
+    end = re.search(_END[kind], start)
+    if not end and len(start) == most:
+        raise CaseError('its header does not end', fix=AGAIN, path=path)
+    return start[:end.end() if end else most].decode('latin1')
+
+def _check_header(path, kind):
+    "Refuse what the native reader would stumble over; `NDims = 1e30`, or a name with %s in it, crashes it"
+    def fail(found, expected='', fix=AGAIN): raise CaseError(found, expected, fix, path=path)
+    lines = _header_of(path, kind).splitlines()
+    fields = [m.groups() for line in lines if (m := _FIELD.fullmatch(line))]
+    axes = [v for k,v in fields if k.lower() in ('ndims', 'dimension')]
+    if axes != ['3']:
+        found = f'the number of axes in the header is {" and ".join(axes)}' if axes else \
+            'the header does not say how many axes there are'
+        fail(found, '3', 'save a single volume to its own file')
+    for name in (v for k,v in fields if k.lower().replace(' ', '') in ('elementdatafile', 'datafile')):
+        if not re.fullmatch(r'[^%/\\]+', name) or name.split()[0] == 'LIST':
+            fail(f'the header looks for the voxels in {name[:60]!r}', 'the name of a file beside it',
+                 'save header and voxels to one file')
+
 # %% ../../nbs/engine/28_formats.ipynb #b40c5d61
 def read_itk(
     path:Path|str, # .nrrd, .nhdr, .mha or .mhd
@@ -151,22 +178,25 @@ def read_itk(
     "Read an image with SimpleITK"
     path = Path(path)
     itk = _simpleitk(kind, path)
+    _check_header(path, kind)
     def fail(found, fix=''): raise CaseError(found, fix=fix, path=path)
     reader = itk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        shape = reader.GetSize()
-        if len(shape) != 3 or reader.GetNumberOfComponents() != 1:
-            fail(f'the image has {len(shape)} axes and {reader.GetNumberOfComponents()} numbers a voxel',
+        shape,affine = reader.GetSize(), _itk_affine(reader)
+        if len(shape) != 3 or min(shape) < 1 or reader.GetNumberOfComponents() != 1:
+            fail(f'the image has the shape {shape} and {reader.GetNumberOfComponents()} numbers a voxel',
                  'save a single volume to its own file, one number a voxel')
-        check_extent(shape, reader.GetSpacing(), path)
+        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3,:3])) < 1e-9:
+            fail('the affine has no inverse: an axis has no length, or the direction of another', AGAIN)
+        check_extent(shape, spacing_of(affine), path)
         _check_room(path, prod(shape))
         data = itk.GetArrayFromImage(reader.Execute())
     except (RuntimeError, MemoryError) as e:
         why = ' '.join(str(e).split())[-160:]
         raise CaseError(f'SimpleITK cannot read this file (… {why})', fix=AGAIN, path=path) from None
-    return data.transpose(), _itk_affine(reader), _says_side(path)
+    return data.transpose(), affine, _says_side(path, kind)
 
 # %% ../../nbs/engine/28_formats.ipynb #32af13a1
 def _check_room(path, voxels):
@@ -176,8 +206,7 @@ def _check_room(path, voxels):
         raise CaseError(f'the header promises {voxels:.3g} voxels, and the file has {size} bytes', fix=AGAIN,
                         path=path)
 
-def _says_side(path):
+def _says_side(path, kind):
     "Does the text of a header say how the patient lies?"
-    with open(path, 'rb') as f: text = f.read(4096).decode('latin1').lower()
-    if text.startswith('nrrd'): text = text.partition('\n\n')[0]
+    text = _header_of(path, kind).lower()
     return any(o in text for o in _ORIENTED) and not 'orientation = ???' in text

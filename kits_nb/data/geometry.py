@@ -147,6 +147,15 @@ def check_hu(
                'RescaleSlope and RescaleIntercept')
         raise CaseError(found, fix=fix, path=path)
 
+# %% ../../nbs/engine/27_geometry.ipynb #t1e0001
+def _turn_of(vol):
+    "Degrees between the axes that a header's qform and sform describe; 0 unless it has both"
+    header = vol.source and vol.source.header
+    if header is None or not (header['qform_code'] and header['sform_code']): return 0
+    try: a,b = (o[:3,:3]/spacing_of(o) for o in (header.get_qform(), header.get_sform()))
+    except (nib.spatialimages.HeaderDataError, ValueError, ArithmeticError): return 0    # a broken quaternion
+    return float(np.degrees(np.arccos(np.clip((a*b).sum(0), -1, 1))).max())
+
 # %% ../../nbs/engine/27_geometry.ipynb #0f94875c
 def notes_on(
     vol:Volume,           # int16 HU, or the scan's own grid
@@ -158,6 +167,9 @@ def notes_on(
     if not vol.oriented:
         notes.append('the file does not say how the patient lies (no qform and no sform): the axes are taken '
                      'as they stand, and left and right are unknown')
+    if (turn := _turn_of(vol)) > 1:
+        notes.append(f'the qform and the sform are turned by {turn:.0f}° against each other: '
+                     'the sform was taken')
     if data.min() == data.max(): notes.append('all voxels have the same value: there is nothing to see')
     if long < 100: notes.append(f'the scan is only {long:.0f} mm long from head to foot, less than a kidney')
     if min(wide, deep) < 150: notes.append(f'the scan shows only {wide:.0f}×{deep:.0f} mm of the body')

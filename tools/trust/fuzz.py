@@ -5,7 +5,7 @@ Hypothesis sets the fields of NIfTI headers to values of every size; mutators of
 code that a file reaches (by `sys.settrace`, and by atheris where it is installed), work on whole NIfTI and
 DICOM files. Each prints executions, seconds and crashes; a crash is written to FOLDER, and becomes an entry
 of inputs_scans when it is mended."""
-import contextlib, gzip, importlib.util, io, json, random, resource, subprocess, sys
+import contextlib, gzip, importlib.util, io, json, os, random, resource, subprocess, sys
 import tempfile, time, traceback
 from collections import Counter
 from pathlib import Path
@@ -178,7 +178,7 @@ class Lines:
         return self._line
 
 
-def fuzz_bytes(name, seeds, write, read, seconds, folder=None):
+def fuzz_bytes(name, seeds, write, read, seconds, folder=None, mutate=mutate):
     "Mutate files; one that reaches a new line is kept and mutated further"
     fuzz, rng, pool, known = Fuzz(name, folder), random.Random(SEED), list(seeds), set()
     end = time.time() + seconds
@@ -225,19 +225,84 @@ def atheris_child(seconds, folder, stats):
     atheris.Fuzz()
 
 
-def fuzz_atheris(seconds, folder=None):
-    "Nothing where atheris is not installed"
-    fuzz = Fuzz('NIfTI by atheris', folder)
-    if not importlib.util.find_spec('atheris'): return fuzz
+def _last(folder):
+    "What a process was reading when it ended"
+    path = Path(folder)/'last'
+    return [path.read_bytes()[:500]] if path.exists() else []
+
+
+def in_child(fuzz, flag, seconds):
+    "The counts of a fuzzer in a process of its own, whose end, if it has no result, is a crash"
     with tempfile.TemporaryDirectory() as d:
         stats = Path(d)/'stats.json'
-        command = [sys.executable, __file__, '--atheris', str(seconds), folder or d, stats]
-        said = subprocess.run(command, capture_output=True, text=True, errors='replace')
+        command = [sys.executable, __file__, flag, str(seconds), fuzz.folder or d, stats]
+        try: said = subprocess.run(command, capture_output=True, text=True, errors='replace',
+                                   timeout=9*seconds + 60)
+        except subprocess.TimeoutExpired as e: said = subprocess.CompletedProcess(command, None, '', f'{e}')
         n, crashes = json.loads(stats.read_text()) if stats.exists() else (dict(crash=1), 1)
-        if crashes: print(said.stdout[-3000:], said.stderr[-2000:])
+        if crashes: print(said.returncode, said.stdout[-3000:], said.stderr[-2000:], *_last(command[-2]))
     fuzz.n.update(n)
     fuzz.crashes = dict.fromkeys(range(crashes))
     return fuzz
+
+
+def fuzz_atheris(seconds, folder=None):
+    "Nothing where atheris is not installed"
+    fuzz = Fuzz('NIfTI by atheris', folder)
+    return in_child(fuzz, '--atheris', seconds) if importlib.util.find_spec('atheris') else fuzz
+
+
+# NRRD and MetaImage: text, and a native reader, which could take the process down
+
+def seeds_itk():
+    "Small files: NRRD raw and compressed, MetaImage with and without an orientation"
+    data = (np.arange(4*5*6, dtype='<i2')*20 - 1000).tobytes()
+    nrrd = NRRD.format(6, 5, 4).replace('(-7,0,0) (0,-7,0) (0,0,-8)', '(-2,0,0) (0,-2,0) (0,0,3)').encode()
+    mha = ('ObjectType = Image\nNDims = 3\n{}ElementSpacing = 2 2 3\nDimSize = 6 5 4\n'
+           'ElementType = MET_SHORT\nElementDataFile = LOCAL\n')
+    sides = 'TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 0 0 0\n'
+    return [nrrd + data, nrrd.replace(b'raw', b'gzip') + gzip.compress(data),
+            mha.format(sides).encode() + data, mha.format('').encode() + data]
+
+
+WORDS = [b'0', b'-1', b'1', b'3', b'7', b'1e30', b'1e-30', b'nan', b'inf', b'99999999999999', b'4294967297',
+         b'', b'LIST', b'gzip', b'bzip2', b'hex', b'ascii', b'raw', b'MET_CHAR', b'MET_DOUBLE', b'double',
+         b'uchar', b'block', b'True', b'False', b'big', b'left-anterior-superior', b'(0,0,0)', b'none',
+         b'%s'*9, b'9'*400]
+
+def mutate_text(data, rng):
+    "A word of the header replaced, or a line of it dropped, doubled or moved; or bytes changed as elsewhere"
+    if rng.random() < .3: return mutate(data, rng)
+    head, end, rest = data.partition(b'\n\n' if data.startswith(b'NRRD') else b'LOCAL\n')
+    lines = head.split(b'\n')
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        k, what = rng.randrange(len(lines)), rng.randrange(6)
+        if what == 0: lines.insert(rng.randrange(len(lines) + 1), lines[k])
+        elif what == 1 and len(lines) > 1: del lines[k]
+        else:
+            words = lines[k].split(b' ')
+            words[rng.randrange(len(words))] = rng.choice(WORDS)
+            lines[k] = b' '.join(words)
+    return b'\n'.join(lines) + end + rest
+
+
+def write_itk(d, data):
+    path = d/('a.nrrd' if data.startswith(b'NRRD') else 'a.mha')
+    path.write_bytes(data)
+    return path
+
+
+def itk_child(seconds, folder, stats):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)                         # ITK's own warnings
+    def write(d, data): (Path(folder)/'last').write_bytes(data); return write_itk(d, data)
+    fuzz = fuzz_bytes('NRRD and MetaImage', seeds_itk(), write, read_ct, seconds, folder, mutate_text)
+    Path(stats).write_text(json.dumps([dict(fuzz.n), len(fuzz.crashes)]))
+
+
+def fuzz_itk(seconds, folder=None):
+    "Nothing where SimpleITK is not installed"
+    fuzz = Fuzz('NRRD and MetaImage', folder)
+    return in_child(fuzz, '--itk', seconds) if importlib.util.find_spec('SimpleITK') else fuzz
 
 
 def fuzz_dicom(seconds, folder=None):
@@ -253,7 +318,7 @@ def main(seconds=15, folder=None):
     import logging
     nib.imageglobals.logger.setLevel(logging.CRITICAL + 1)
     logging.getLogger('pydicom').setLevel(logging.CRITICAL + 1)
-    for run in (fuzz_fields, fuzz_nifti, fuzz_atheris, fuzz_dicom):
+    for run in (fuzz_fields, fuzz_nifti, fuzz_atheris, fuzz_itk, fuzz_dicom):
         fuzz = run(seconds, folder)
         if not sum(fuzz.n.values()): continue
         reached = f', {fuzz.n_lines} lines reached, {fuzz.kept} files kept' if hasattr(fuzz, 'kept') else ''
@@ -264,6 +329,7 @@ def main(seconds=15, folder=None):
 
 
 if __name__ == '__main__':
-    if '--atheris' in sys.argv: atheris_child(float(sys.argv[2]), sys.argv[3], sys.argv[4])
+    for flag, child in (('--atheris', atheris_child), ('--itk', itk_child)):
+        if flag in sys.argv: sys.exit(child(float(sys.argv[2]), sys.argv[3], sys.argv[4]))
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 15
     sys.exit(main(seconds, sys.argv[2] if len(sys.argv) > 2 else None)['wrong'] > 0)

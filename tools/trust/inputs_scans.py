@@ -195,6 +195,16 @@ add(WHERE, 'pixdim against both', damage(pixdim=[1, 2, 2, 3, 1, 1, 1, 1]), read(
     Refused('a.nii.gz', 'pixdim says 2×2×3', 'affine 8×7×7', 'repair'))
 add(WHERE, 'qform and sform mirrored', one(form=forms(CT.affine, MIRROR @ CT.affine)),
     read('a.nii.gz'), Refused('a.nii.gz', 'qform says', 'IPL', 'IPR', 'remove the other'))
+def turned(degrees):
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+def two_forms(degrees):
+    return lambda d: save_nifti(d/'scans'/'a.nii.gz', form=forms(turned(degrees) @ CT.affine, CT.affine))
+add(WHERE, 'qform and sform turned by 20 degrees', two_forms(20), predict(),
+    Accepted('a: the qform and the sform are turned by 20° against each other: the sform was taken',
+             makes=['out/prediction_a.nii.gz']))
+add(WHERE, 'qform and sform turned by half a degree', two_forms(.5),
+    lambda d: predict()(d).text.count('qform'), Accepted(0))
 add(WHERE, 'lengths in metres', damage(xyzt_units=1), read('a.nii.gz'),
     Refused('a.nii.gz', 'in metres', 'convert them'))
 add(WHERE, 'lengths in micrometres', damage(xyzt_units=3), read('a.nii.gz'),
@@ -556,6 +566,17 @@ add(SIZES, '40 MB of zeros after the voxels', bytes_('a.nii.gz',
 add(SIZES, 'an NRRD header of 700 megavoxels', lambda d: (d/'a.nrrd').write_bytes(
     NRRD.format(428, 428, 370).replace('(0,0,-8)', '(0,0,-7)').encode() + b'1'), read('a.nrrd'),
     Refused('a.nrrd', 'promises 6.78e+07 voxels', 'again'), needs='SimpleITK')
+def odd_mha(old, new):
+    def write(d):
+        save_mha(d/'a.mha')
+        (d/'a.mha').write_bytes((d/'a.mha').read_bytes().replace(old, new, 1))
+    return write
+for name, old, new, words in (('1e30 axes', b'NDims = 3', b'NDims = 1e30', 'number of axes'),
+                              ('voxels in %s', b'LOCAL', b'%s%s%s%sLOCAL', "voxels in '%s"),
+                              ('voxels in another folder', b'LOCAL', b'/etc/passwd', "voxels in '/etc"),
+                              ('no length', b'= 7 7 8', b'= 7 0 8', 'an axis has no length')):
+    add(SIZES, f'a MetaImage: {name}', odd_mha(old, new), read('a.mha'), Refused('a.mha', words),
+        needs='SimpleITK')
 add(SIZES, 'an NRRD voxel of 300 mm', lambda d: save_nrrd(d/'a.nrrd', NRRD.replace('-8)', '-300)')),
     read('a.nrrd'),
     Refused('a.nrrd', 'm long', 'voxel size'), needs='SimpleITK')
