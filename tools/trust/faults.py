@@ -1,28 +1,40 @@
 """Faults while the commands work: `python tools/trust/faults.py [words of a name]`
 
-Real processes are ended by signals at random moments, run out of disk, memory or permission, or meet a second
+Processes are ended by signals at random moments, run out of disk, memory or permission, or meet a second
 command in the same folder. Each time: the exit code, a sentence and no traceback, no half-written file under
-a final name, and a rerun that completes with the result that an undisturbed run has."""
-import hashlib, json, os, random, resource, shutil, signal, subprocess, sys, tempfile, time
+a final name, and a rerun that completes with the result that an undisturbed run has.
+
+What a signal hits is a command as a user starts it. Undisturbed runs, reruns and what needs no new process
+are forks of one that has imported PyTorch, which takes longer than all the work here. Two faults are tried at
+a time."""
+import hashlib, os, random, runpy, shutil, signal, subprocess, sys, tempfile, time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import table
 from table import BIN, RUN, broken
 
-ENV = os.environ | dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', CUDA_VISIBLE_DEVICES='',
-                        PYTHONWARNINGS='ignore')
-TRAIN = ('--epochs', '6', '--crop', '16', '--per-case', '2', '--n-folds', '3', '--device', 'cpu',
+QUIET = dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', CUDA_VISIBLE_DEVICES='',
+             PYTHONWARNINGS='ignore')
+ENV = os.environ | QUIET
+WORDS = {signal.SIGTERM: 'stopped by the signal SIGTERM', signal.SIGINT: 'interrupted'}
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+FORKS = get_context('forkserver')
+PRELOAD = ['kits_nb.data.store', 'kits_nb.inference.cases', 'kits_nb.evaluation.morphometry',
+           'kits_nb.training.ensemble', 'kits_nb.training.distributed']
+TRAIN = ('--epochs', '4', '--crop', '16', '--per-case', '2', '--n-folds', '3', '--device', 'cpu',
          '--threads', '1')
 PREDICT = '--no-tta', '--device', 'cpu'
 
 
-def start(*line, **kwargs):
+def start(*line, before=()):
     "A command as a process"
-    line = [BIN/line[0], *map(str, line[1:])]
+    line = [*before, BIN/line[0], *map(str, line[1:])]
     return subprocess.Popen(line, env=ENV, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, errors='replace', start_new_session=True, **kwargs)
+                            stderr=subprocess.PIPE, errors='replace', start_new_session=True)
 
 
 def ended(p, seconds=300):
@@ -31,7 +43,34 @@ def ended(p, seconds=300):
     return p.returncode, out + err
 
 
-def run(*line, **kwargs): return ended(start(*line, **kwargs))
+def run(*line): return ended(start(*line))
+
+
+class Forked:
+    "A command in a fork of a process that has imported PyTorch; as `start` gives it, so far as it is used"
+    def __init__(self, *line):
+        self.file = tempfile.NamedTemporaryFile('r', errors='replace')
+        line = [str(o) for o in line]
+        if not line[0].endswith('.py'): line[0] = str(BIN/line[0])
+        self.process = FORKS.Process(target=_become, args=(line, self.file.name))
+        self.process.start()
+        self.pid, self.returncode = self.process.pid, None
+
+    def poll(self): return self.process.exitcode
+    def communicate(self, timeout=None):
+        self.process.join(timeout)
+        self.returncode = self.process.exitcode
+        return self.file.read(), ''
+
+
+def _become(line, file):
+    fd = os.open(file, os.O_WRONLY | os.O_APPEND)
+    for o in (1, 2): os.dup2(fd, o)
+    sys.argv = line
+    runpy.run_path(line[0], run_name='__main__')
+
+
+def quick(*line): return ended(Forked(*line))
 
 
 def half_written(folder):
@@ -70,7 +109,7 @@ class Place:
                              predict=('kits-predict', RUN, d/'data', '{out}', *PREDICT))
         self.right = {}
         for name in self.commands:
-            code, said = run(*self.line(name, d/'right'/name))
+            code, said = quick(*self.line(name, d/'right'/name))
             assert code == 0, said
             self.right[name] = content(d/'right'/name)
 
@@ -78,7 +117,7 @@ class Place:
 
     def completes(self, name, out):
         "'' or what is wrong with a rerun"
-        code, said = run(*self.line(name, out))
+        code, said = quick(*self.line(name, out))
         if code: return f'the rerun ends with {code}: {said[-300:]}'
         if left := leftovers(out): return f'left behind: {left[:3]}'
         return '' if content(out) == self.right[name] else 'the rerun has another result'
@@ -92,9 +131,9 @@ def watch(p, out, seconds):
     time.sleep(seconds)
 
 
-def signalled(place, name, sig, rng, times=3):
+def signalled(place, name, sig, times=3):
     "A command that gets a signal again and again, then completes: ('' or what is wrong, signals that hit)"
-    out, hits = place.d/'signals'/f'{name}{sig}', 0
+    out, hits, rng = place.d/'signals'/f'{name}{sig}', 0, random.Random(f'{name} {sig}')
     for _ in range(times):
         p = start(*place.line(name, out))
         watch(p, out, rng.random()*1.5)
@@ -107,7 +146,8 @@ def signalled(place, name, sig, rng, times=3):
         if hit and code and sig != signal.SIGKILL:
             if leftovers(out): return f'left behind after {sig.name}: {leftovers(out)[:3]}', hits
             done = content(out) == place.right[name]           # it was hit when all was written
-            if 'stopped' not in said and not done: return f'no word: {said[-200:]}', hits
+            said_so = WORDS[sig] in said and code == CODES[sig]
+            if not said_so and not done: return f'exit {code}, no word: {said[-200:]}', hits
     return place.completes(name, out), hits
 
 
@@ -116,8 +156,8 @@ def signalled(place, name, sig, rng, times=3):
 def small_files(place, name):
     "No file may grow beyond a limit, as on a full disk"
     out, most = place.d/'full'/name, 1000 if name == 'predict' else 20_000
-    def limit(): resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    code, said = run(*place.line(name, out), preexec_fn=limit)
+    if not shutil.which('prlimit'): return None
+    code, said = ended(start(*place.line(name, out), before=['prlimit', f'--fsize={most}']))
     return refused(code, said, out, 'full', 'large', 'written') or place.completes(name, out)
 
 
@@ -129,10 +169,9 @@ def locked(place, name):
     root = os.geteuid() == 0
     drop = ['setpriv', '--bounding-set=-dac_override', '--inh-caps=-dac_override'] if root else []
     if drop and not shutil.which('setpriv'): return None
-    line = place.line(name, folder/'out')
-    p = subprocess.run([*drop, BIN/line[0], *line[1:]], env=ENV, capture_output=True, text=True, timeout=300)
+    code, said = ended(start(*place.line(name, folder/'out'), before=drop))
     folder.chmod(0o755)
-    wrong = refused(p.returncode, p.stdout + p.stderr, folder, 'permission', 'allowed', 'may not')
+    wrong = refused(code, said, folder, 'permission', 'allowed', 'may not')
     return wrong or place.completes(name, folder/'out')
 
 
@@ -148,12 +187,12 @@ def refused(code, said, out, *words):
 def company(place, name):
     "A second command with the same output, while the first works"
     out = place.d/'company'/name
-    first = start(*place.line(name, out))
+    first = Forked(*place.line(name, out))
     watch(first, out, 0)
     os.kill(first.pid, signal.SIGSTOP)                   # so that it is surely still at work
-    try: code, said = run(*place.line(name, out))
+    try: code, said = quick(*place.line(name, out))
     finally: os.kill(first.pid, signal.SIGCONT)
-    if first.wait() or code == 0: return f'exit codes {first.returncode} and {code}: {said[-300:]}'
+    if ended(first)[0] or code == 0: return f'exit codes {first.returncode} and {code}: {said[-300:]}'
     if 'another command is writing' not in said or 'Traceback' in said: return said[-400:]
     return half_written(out) or place.completes(name, out)
 
@@ -177,13 +216,11 @@ finally: print('windows at once', sorted(set(seen)))"""
 def no_memory(place, room):
     "A network whose memory holds so many windows; prediction goes on with fewer, or says what to do"
     out = place.d/'memory'/str(room)
-    script = place.d/'memory.py'
+    script = place.d/f'memory{room}.py'
     script.write_text(MEMORY.replace('kits_predict()', "sys.argv[0] = 'kits-predict'; kits_predict()"))
-    line = [sys.executable, script, str(room), *place.line('predict', out)[1:], '--batch-size', '8']
-    p = subprocess.run(line, env=ENV, capture_output=True, text=True, timeout=300)
-    said = p.stdout + p.stderr
-    if not room: return refused(p.returncode, said, out, 'memory ran out')
-    if p.returncode: return said[-600:]
+    code, said = quick(script, room, *place.line('predict', out)[1:], '--batch-size', '8')
+    if not room: return refused(code, said, out, 'memory ran out')
+    if code: return said[-600:]
     if 'windows at once [1, 2, 4, 8]' not in said and 'windows at once [2, 4, 8]' not in said:
         return f'the batch did not shrink: {said[-200:]}'
     return '' if same_labels(out, place.d/'right'/'predict') else 'other labels'
@@ -198,22 +235,25 @@ def same_labels(a, b):
 
 
 def one_of_two(place):
-    "One of two training processes is killed: both end, with the reason; a rerun has the same result"
+    "One of two training processes is killed, then both are interrupted: all end, with the reason, and resume"
     import psutil
-    prepared = place.d/'right'/'prepare'
-    line = ['kits-train', prepared, '{out}', *TRAIN, '--bs', '1', '--resume', '--processes', '2']
-    def of(out): return [str(o).replace('{out}', str(out)) for o in line]
-    code, said = run(*of(place.d/'two'/'right'))
+    def line(name): return ['kits-train', place.d/'right'/'prepare', place.d/'two'/name, *TRAIN, '--bs', '1',
+                            '--resume', '--processes', '2']
+    code, said = quick(*line('right'))
     if code: return said[-500:]
-    out = place.d/'two'/'killed'
-    p = start(*of(out))
-    while p.poll() is None and not (out/'state.safetensors').exists(): time.sleep(.02)
-    there = psutil.Process(p.pid).children(recursive=True)
-    workers = [o for o in there if 'kits-train' in ' '.join(o.cmdline())]
-    if workers: workers[-1].kill()
-    code, said = ended(p)
-    if workers and (wrong := refused(code, said, out, 'SIGKILL')): return wrong
-    code, said = run(*of(out))
+    out, last = place.d/'two'/'stopped', 0
+    state = out/'state.safetensors'
+    for sig in (signal.SIGKILL, signal.SIGINT):
+        p = Forked(*line('stopped'))
+        while p.poll() is None and not (state.exists() and state.stat().st_mtime_ns > last): time.sleep(.02)
+        last, launcher = state.stat().st_mtime_ns, psutil.Process(p.pid)
+        workers = [o for o in launcher.children(recursive=True) if 'kits-train' in ' '.join(o.cmdline())]
+        for o in workers[-1:] if sig == signal.SIGKILL else [*workers, launcher]: o.send_signal(sig)
+        code, said = ended(p)
+        if wrong := refused(code, said, out, WORDS.get(sig, 'SIGKILL')): return wrong
+        words = [o for o in said.splitlines() if 'epoch' not in o]
+        if code != CODES.get(sig, 1) or len(words) != 1: return f'exit {code}: {words}'
+    code, said = quick(*line('stopped'))
     if code: return said[-500:]
     return '' if content(out) == content(place.d/'two'/'right') else 'the rerun has another result'
 
@@ -222,13 +262,17 @@ def one_of_two(place):
 
 def fifty(place, kills=3):
     "Fifty small scans, ten of them broken in different ways, killed three times: all right at the end"
+    import nibabel as nib, numpy as np
     from kits_nb.data.phantom import write_phantoms
     d = place.d/'fifty'
-    write_phantoms(d/'src', 40, seed=100, shape=(16, 32, 32), spacing=(12., 10., 10.))
+    write_phantoms(d/'src', 1, seed=100, shape=(16, 32, 32), spacing=(12., 10., 10.))
     scans = d/'scans'
     scans.mkdir()
-    for i, o in enumerate(sorted((d/'src').glob('case_*'))):
-        shutil.copy(o/'imaging.nii.gz', scans/f's{i:02d}.nii.gz')
+    img = nib.load(d/'src'/'case_00000'/'imaging.nii.gz')
+    x, y, z = (np.arange(40)*k % n for k, n in ((1, 20), (7, 20), (3, 6)))           # parts of 12 cm
+    for i, (x, y, z) in enumerate(zip(x, y, z)):
+        part = img.slicer[z:z+10, y:y+12, x:x+12]
+        nib.save(part, scans/f's{i:02d}.nii.gz')
     names = break_ten(scans)
     line = ['kits-predict', RUN, scans, d/'out', *PREDICT]
     hits = 0
@@ -246,7 +290,7 @@ def fifty(place, kills=3):
     if missing := [o for o in names if o not in said]: return f'not named: {missing}', hits
     if leftovers(d/'out'): return f'left behind: {leftovers(d/"out")[:3]}', hits
     whole = d/'whole'
-    run('kits-predict', RUN, scans, whole, *PREDICT)
+    quick('kits-predict', RUN, scans, whole, *PREDICT)
     return ('' if content(whole) == content(d/'out') else 'other labels than in one go'), hits
 
 
@@ -270,24 +314,30 @@ def break_ten(scans):
     return [o.name.removesuffix('.nii.gz') for o in sorted(scans.glob('b*'))]
 
 
+def all_jobs(place):
+    "{name: function}; the long ones first"
+    jobs = {'two processes, one killed, both interrupted': lambda: one_of_two(place),
+            'fifty scans, ten broken, killed three times': lambda: fifty(place)}
+    jobs |= {f'{sig.name} while {name} works': lambda name=name, sig=sig: signalled(place, name, sig)
+             for name in place.commands for sig in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)}
+    for f in (small_files, locked, company):
+        jobs |= {f'{f.__name__.replace("_", " ")}: {name}': lambda f=f, name=name: f(place, name)
+                 for name in place.commands}
+    return jobs | {'memory for two windows': lambda: no_memory(place, 2),
+                   'memory for no window': lambda: no_memory(place, 0)}
+
+
 def main():
     words = sys.argv[1:] if Path(sys.argv[0]).name == 'faults.py' else []
     n = Counter(tried=0, survived=0, signals=0, wrong=0)
     n['left out'] = 0
-    with tempfile.TemporaryDirectory() as d:
-        place, rng = Place(Path(d).resolve()), random.Random(1)
-        jobs = {f'{sig.name} while {name} works': lambda name=name, sig=sig: signalled(place, name, sig, rng)
-                for name in place.commands for sig in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)}
-        for f in (small_files, locked, company):
-            jobs |= {f'{f.__name__.replace("_", " ")}: {name}': lambda f=f, name=name: f(place, name)
-                     for name in place.commands}
-        jobs |= {'memory for two windows': lambda: no_memory(place, 2),
-                 'memory for no window': lambda: no_memory(place, 0),
-                 'one of two processes is killed': lambda: one_of_two(place),
-                 'fifty scans, ten broken, killed three times': lambda: fifty(place)}
-        for name, f in jobs.items():
-            if words and ' '.join(words) not in name: continue
-            result = f()
+    os.environ |= QUIET
+    FORKS.set_forkserver_preload(PRELOAD)
+    with tempfile.TemporaryDirectory() as d, ThreadPoolExecutor(2) as ex:
+        place = Place(Path(d).resolve())
+        jobs = all_jobs(place)
+        wanted = [o for o in jobs if ' '.join(words) in o]
+        for name, result in zip(wanted, ex.map(lambda o: jobs[o](), wanted)):
             wrong, hits = result if isinstance(result, tuple) else (result, 0)
             n['signals'] += hits
             n['tried'] += wrong is not None

@@ -1,10 +1,12 @@
 """The same bits twice? `python tools/trust/repeat.py [smoke]` prints the table of two runs, 0 to 2 workers,
-and one and two threads, each in a new process: fingerprints of phantoms, prepared cases, crops, weights and
-predictions.
+and one and two threads: fingerprints of phantoms, prepared cases, crops, weights and predictions.
 
-With the same number of threads all must be equal, whatever the run and the workers. What does not depend on
-the order of sums (phantoms, prepared cases, crops) must be equal for all."""
-import hashlib, json, os, subprocess, sys, tempfile
+Each run, with each number of threads, is a Python of its own, with its own order of sets and dictionaries;
+its rows are forks of it, so that PyTorch is imported four times and not twelve. With the same number of
+threads all must be equal, whatever the run and the workers. What does not depend on the order of sums
+(phantoms, prepared cases, crops) must be equal for all."""
+import hashlib, json, os, subprocess, sys, tempfile, traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -40,11 +42,11 @@ def one(d, workers, threads):
     dls = crop_dataloaders(cases[:3], cases[3:], (16, 16, 16), 2, 4, **how)
     torch.manual_seed(SEED)
     crops = [t.numpy().tobytes() for b in dls.train for t in b]
-    small = get_recipe('tiny').replace(epochs=2, crop=(16,)*3, bs=2, per_case=4, valid_per_case=2, n_folds=3,
+    small = get_recipe('tiny').replace(epochs=2, crop=(16,)*3, bs=2, per_case=2, valid_per_case=1, n_folds=3,
                                        seed=SEED, num_workers=workers, threads=threads)
     run = train(d/'prepared', d/'run', small, echo=None, device='cpu')
     net = load_model(run)
-    predict_folder([net], find_cases(d/'data'), d/'out', PredictConfig(tta=False), ahead=workers > 0)
+    predict_folder([net], find_cases(d/'data')[:2], d/'out', PredictConfig(tta=False), ahead=workers > 0)
     weights = [np.ascontiguousarray(v.numpy()).tobytes() for _, v in sorted(net.state_dict().items())]
     labels = [np.asanyarray(_load(o)).tobytes() for o in sorted((d/'out').glob('prediction_*.nii.gz'))]
     return dict(phantoms=files(d/'data', 'case_*/*.nii.gz'), prepared=files(d/'prepared', 'case_*/*.npy'),
@@ -56,24 +58,38 @@ def _load(path):
     return nib.load(path).dataobj
 
 
-def in_process(workers, threads):
-    "The same in a new process"
-    with tempfile.TemporaryDirectory() as d:
-        env = os.environ | dict(OMP_NUM_THREADS=str(threads), CUDA_VISIBLE_DEVICES='',
-                                PYTHONWARNINGS='ignore')
-        line = [sys.executable, __file__, 'one', d, str(workers), str(threads)]
-        p = subprocess.run(line, env=env, capture_output=True, text=True, timeout=900)
-        if p.returncode: raise RuntimeError(p.stderr[-1500:])
-        return json.loads(p.stdout.strip().splitlines()[-1])
+def fork_rows(threads, all_workers):
+    "A line of JSON for each number of workers, each from a fork of this process"
+    import kits_nb.training.run, kits_nb.inference.cases      # what the rows share
+    for workers in all_workers:
+        if not os.fork():
+            try:
+                with tempfile.TemporaryDirectory() as d: said = json.dumps(one(Path(d), workers, threads))
+                print(said, flush=True)
+            except BaseException: traceback.print_exc(); os._exit(1)
+            os._exit(0)
+        if os.wait()[1]: sys.exit('a row failed')
+
+
+def in_process(run, threads, all_workers):
+    "The rows of a run in a new process"
+    env = os.environ | dict(OMP_NUM_THREADS=str(threads), CUDA_VISIBLE_DEVICES='', PYTHONWARNINGS='ignore',
+                            OMP_WAIT_POLICY='PASSIVE', PYTHONHASHSEED=str(1 + run))
+    line = [sys.executable, __file__, 'rows', str(threads), *map(str, all_workers)]
+    p = subprocess.run(line, env=env, capture_output=True, text=True, timeout=900)
+    if p.returncode: raise RuntimeError(p.stderr[-1500:])
+    found = [json.loads(o) for o in p.stdout.splitlines() if o.startswith('{"phantoms"')]
+    return {(run, workers, threads): o for workers, o in zip(all_workers, found, strict=True)}
 
 
 def settings(smoke):
-    if smoke: return [(0, 0, 1), (1, 2, 1)]
-    return [(run, workers, threads) for threads in (1, 2) for workers in (0, 1, 2) for run in (0, 1)]
+    if smoke: return [(0, 1, [0]), (1, 1, [2])]
+    return [(run, threads, [0, 1, 2]) for threads in (1, 2) for run in (0, 1)]
 
 
 def main(smoke=False):
-    rows = [(o, in_process(*o[1:])) for o in settings(smoke)]
+    with ThreadPoolExecutor(2) as ex: parts = list(ex.map(lambda o: in_process(*o), settings(smoke)))
+    rows = sorted((o for part in parts for o in part.items()), key=lambda o: o[0][::-1])
     names = list(rows[0][1])
     print('run workers threads  ' + '  '.join(f'{k:10}' for k in names))
     for (run, workers, threads), got in rows:
@@ -92,7 +108,5 @@ def main(smoke=False):
 
 
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['one']:
-        print(json.dumps(one(Path(sys.argv[2]), *map(int, sys.argv[3:]))))
-        sys.exit()
+    if sys.argv[1:2] == ['rows']: sys.exit(fork_rows(int(sys.argv[2]), [int(o) for o in sys.argv[3:]]))
     sys.exit(int(main('smoke' in sys.argv)['wrong'] > 0))
