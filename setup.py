@@ -19,6 +19,7 @@ if not found or found[1] != cfg['version']:
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
     keywords=cfg['keywords'].split(), license=cfg['license'], packages=find_packages(include=['kits_nb*']),
+    package_data={'kits_nb': ['box/*']},
     python_requires=f">={cfg['min_python']}", install_requires=lines('requirements'),
     extras_require={o.removesuffix('_requirements'): lines(o) for o in cfg if o.endswith('_requirements')},
     entry_points={'console_scripts': lines('console_scripts'),
