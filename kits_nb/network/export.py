@@ -234,7 +234,7 @@ def _ask_hub(f, what):
 # %% ../../nbs/engine/32_export.ipynb #na769
 @patch(cls_method=True)
 def from_pretrained(cls:BoundaryNet,
-    name:Path|str,                # Folder with the two files, or a hub id such as 'user/model'
+    name:Path|str=BOX,            # Folder, or a hub id such as 'user/model'; by default the package's own
     device='cpu',                 # Torch device
     revision:str|None=None,       # Branch, tag or commit on the hub
     token:str|None=None,          # For private models; by default the one of `hf auth login`
@@ -242,6 +242,7 @@ def from_pretrained(cls:BoundaryNet,
     local_files_only:bool=False   # Use what was downloaded before, without the network
 ) -> BoundaryNet: # In eval mode, with `.meta`; raises `CaseError` for a missing, damaged or foreign model
     "Load a network from a folder or from the hub"
+    if name == BOX: return load_model(BOX, device)
     if Path(name).is_dir(): return _load(name, device)
     if Path(name).is_absolute() or str(name).startswith(('.', '~')) or str(name).count('/') > 1:
         raise CaseError('there is no such folder', fix='check the path', path=name)
