@@ -32,7 +32,8 @@ def check_extent(
     mm = '×'.join(f'{o:.4g}' for o in spacing)
     def fail(found): raise CaseError(found, fix=fix or 'check the voxel size in the header', path=path)
     if (length := float(np.max(np.array(shape)*spacing))) > LONGEST_MM:
-        fail(f'voxels of {mm} mm would make the scan {length/1000:.4g} m long')
+        long = f'{length/1000:.4g} m' if length < 1e7 else 'more than 10 km'
+        fail(f'voxels of {mm} mm would make the scan {long} long')
     if max(spacing) > VOXEL_MM[1]: fail(f'voxels of {mm} mm are larger than any CT has')
     if min(spacing) < VOXEL_MM[0]: fail(f'voxels of {mm} mm are smaller than any CT has')
     if (n := np.prod(np.array(shape, float))) > MOST_VOXELS: fail(f'the scan would have {n:.2g} voxels')

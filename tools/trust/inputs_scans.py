@@ -525,10 +525,10 @@ def around(**header):
         if header: patch_header(d/'scans'/'b.nii.gz', **header)
     return write
 two = ['out/prediction_a.nii.gz', 'out/prediction_c.nii.gz', 'out/*']
-for mm in (100., 300., 1000., 1e7, 1e20):
-    add(SIZES, f'a voxel of {mm:g} mm', lambda d, mm=mm: save_nifti(d/'a.nii', affine=np.diag([mm, mm, mm,
-        1.])),
-        read('a.nii'), Refused('a.nii', 'voxels of', 'mm', 'repair the header'))
+for mm, words in ((100., '4.8 m long'), (300., '14.4 m'), (1000., '48 m'), (1e7, 'more than 10 km long'),
+                  (1e20, 'more than 10 km long')):
+    add(SIZES, f'a voxel of {mm:g} mm', lambda d, mm=mm: save_nifti(d/'a.nii', affine=np.diag([mm]*3 + [1.])),
+        read('a.nii'), Refused('a.nii', f'voxels of {mm:.4g}×', words, 'repair the header'))
 add(SIZES, 'a voxel of 300 mm among others', lambda d: around(affine=np.diag([300., 300., 300., 1.]))(d),
     predict(),
     Refused('b.nii.gz', '14.4 m long', '2 done', '1 failed', makes=two))
