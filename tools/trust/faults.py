@@ -151,6 +151,24 @@ def signalled(place, name, sig, times=3):
     return place.completes(name, out), hits
 
 
+EARLY = """import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]: os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.argv[0] = 'kits-predict'
+import kits_nb.cli"""
+
+
+def early():
+    "Ctrl-C while a command still imports what it needs to read its options"
+    for name in ('fastcore.script', 'kits_nb.core', 'concurrent.futures'):
+        p = subprocess.run([sys.executable, '-c', EARLY, name], env=ENV, capture_output=True, text=True)
+        if (p.returncode, p.stderr) != (130, 'interrupted\n'):
+            return f'at {name}: exit {p.returncode}, {p.stderr}'
+    return ''
+
+
 # Disk, permissions, memory, company
 
 def small_files(place, name):
@@ -323,7 +341,8 @@ def all_jobs(place):
     for f in (small_files, locked, company):
         jobs |= {f'{f.__name__.replace("_", " ")}: {name}': lambda f=f, name=name: f(place, name)
                  for name in place.commands}
-    return jobs | {'memory for two windows': lambda: no_memory(place, 2),
+    return jobs | {'SIGINT during the first imports': early,
+                   'memory for two windows': lambda: no_memory(place, 2),
                    'memory for no window': lambda: no_memory(place, 0)}
 
 
