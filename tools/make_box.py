@@ -1,0 +1,44 @@
+#!/usr/bin/env python
+"""Put a trained network into the package: `python tools/make_box.py RUN --note TEXT`
+
+Writes kits_nb/box/: the weights of the run folder RUN in float16, its settings with the weights' SHA-256, and
+box.json, which says how they came about: commit, seed, recipe, device, log. `--commit` names the commit where
+the run folder could not know it. Its scores are added by `python bench/box.py --save`."""
+import argparse, csv, json
+from pathlib import Path
+from kits_nb.core import load_json, save_json
+from kits_nb.network.saving import load_model, save_model
+
+BOX = Path(__file__).resolve().parent.parent/'kits_nb'/'box'
+KEEP = 'spacing', 'window', 'flips', 'epoch', 'clean'          # what prediction needs, and nothing of a place
+
+
+def number(text):
+    try: return float(text)
+    except ValueError: return text
+
+
+def main():
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser.add_argument('run', type=Path)
+    parser.add_argument('--note', default='', help='what the settings do not say')
+    parser.add_argument('--commit', default='', help='by default the one in run.json')
+    parser.add_argument('--clean', default='', help='postprocessing as JSON, such as {"kidneys": true}')
+    a = parser.parse_args()
+    net, run = load_model(a.run), load_json(a.run/'run.json')
+    recipe = run['recipe']
+    flips = [i for i, p in enumerate(recipe['train'].get('flip', (.5,)*3)) if p]
+    meta = dict(net.meta, flips=flips) | (dict(clean=json.loads(a.clean)) if a.clean else {})
+    save_model(BOX, net, {k: meta[k] for k in KEEP if k in meta}, half=True)
+    with open(a.run/"log.csv", newline="") as f:
+        log = [{k: number(v) for k, v in row.items()} for row in csv.DictReader(f)]
+    facts = {k: run[k] for k in ('commit', 'started', 'device', 'versions', 'recipe', 'cases', 'inputs')}
+    facts |= dict(note=a.note, log=log) | (dict(commit=a.commit) if a.commit else {})
+    save_json(BOX/'box.json', facts)
+    size = (BOX/'model.safetensors').stat().st_size
+    print(f'{BOX}: {size/1e6:.2f} MB, sha256 {load_json(BOX/"config.json")["sha256"]}')
+
+
+if __name__ == '__main__':
+    main()
