@@ -51,6 +51,8 @@ class TrainConfig(Config):
     fold:int = 0                 # The fold that is held out
     n_folds:int = 5              # Folds in all
     seed:int = 0                 # Of weights, crops and augmentation
+    init:str = ''                # Start from a trained network: 'box', or a run folder; '': from random weights
+    freeze:bool = False          # Leave its encoder as it is?
     num_workers:int = 0          # Threads that read crops, per training process
     threads:int = 0              # CPU threads that compute, per training process; 0: as many as PyTorch takes
 
@@ -92,15 +94,19 @@ RECIPES = dict(
         TrainConfig(crop=(32,32,32), per_case=5, valid_per_case=10, epochs=10, lr=8e-4, beta2=.99, clip=1.,
                     probs=(.6,.1,.3), jitter=.4, intensity=(.03,.005), compile=False)),
     box = Recipe(PrepareConfig(spacing=(3.,3.,3.)), NetConfig.preset('box'),
-        TrainConfig(crop=(96,96,96), bs=4, patients=512, per_case=2, epochs=80, lr=1e-3, beta2=.99, clip=1.,
+        TrainConfig(crop=(96,96,96), bs=8, patients=384, per_case=3, epochs=12, lr=1.5e-3, beta2=.99, clip=1.,
                     probs=(.4,.3,.3), flip=(0.,0.,.5), intensity=(.05,.02), deform=(.1,10.,3.),
                     num_workers=8)),
+    finetune = Recipe(PrepareConfig(spacing=(3.,3.,3.)), NetConfig.preset('box'),
+        TrainConfig(crop=(96,96,96), per_case=4, epochs=20, lr=2e-4, beta2=.99, clip=1., probs=(.5,.3,.2),
+                    jitter=.5, flip=(0.,0.,.5), intensity=(.05,.02), deform=(.1,10.,3.), init='box',
+                    num_workers=2)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
         TrainConfig(crop=(128,128,128), bs=4, per_case=2, lr=2e-4, wd=1e-5, num_workers=8)),
     paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)))
 
 def get_recipe(
-    name:str # 'tiny', 'box', 'one_gpu' or 'paper'
+    name:str # 'tiny', 'box', 'finetune', 'one_gpu' or 'paper'
 ) -> Recipe: # Raises `CaseError` for another name
     "A recipe by its name"
     if name in RECIPES: return RECIPES[name]

@@ -6,7 +6,7 @@ Docs: https://kits-nb.github.io/kits_nb/engine/runs.html.md"""
 
 # %% auto #0
 __all__ = ['FREE', 'EpochLog', 'write_log', 'say_time', 'format_row', 'Checkpoint', 'describe_run', 'run_recipe', 'choose_recipe',
-           'same_run', 'tracker_callbacks', 'split_cases', 'check_settings', 'train']
+           'same_run', 'tracker_callbacks', 'split_cases', 'check_settings', 'train', 'start_from']
 
 # %% ../../nbs/engine/41_runs.ipynb #t010
 from contextlib import nullcontext
@@ -24,6 +24,7 @@ from ..data.kits19 import *
 from ..data.store import *
 from ..data.labels import *
 from ..data.patients import *
+from ..network.model import *
 from ..network.saving import *
 from .checkpoint import *
 from .distributed import *
@@ -171,13 +172,16 @@ def run_recipe(
 # %% ../../nbs/engine/41_runs.ipynb #3e37cb25
 def choose_recipe(
     run:Path|str,       # Run folder, or an ensemble's folder of them
-    name:str='',        # A recipe by name; '' for the run's own on resuming, and else `tiny`
+    name:str='',        # A recipe by name; '' for the run's own on resuming, `finetune` with init, and else `tiny`
     resume:bool=False,  # Is a run in this folder to be resumed?
     **changes           # Settings that differ
 ) -> Recipe: # Raises `CaseError` for an unknown name or setting
     "The settings that a command means"
-    own = run_recipe(run) if resume and not name else None
-    return (own or get_recipe(name or 'tiny')).replace(**changes)
+    own,init = run_recipe(run) if resume and not name else None, changes.get('init')
+    recipe = own or get_recipe(name or ('finetune' if init else 'tiny'))
+    if init and not own:                       # in the shape of the network to start from
+        recipe = Recipe(recipe.prepare, read_model_config(_trained(init)/'config.json')[0], recipe.train)
+    return recipe.replace(**changes)
 
 # %% ../../nbs/engine/41_runs.ipynb #d587cbcf
 FREE = ('epochs', 'num_workers', 'recompute', 'fast', 'compile', 'threads')    # settings that may change
@@ -276,6 +280,8 @@ def train(
 # %% ../../nbs/engine/41_runs.ipynb #b0c5a1e7
 def _cases(recipe, prepared, echo):
     "The recipe on the grid of a folder, and the folder's cases on both sides of the split"
+    if not prepared: raise CaseError('there are no prepared cases to train on',
+        fix='name the folder that kits-prepare wrote, or take the recipe box, which makes its own patients')
     grid,cases = load_prepared(prepared)
     recipe = Recipe(grid, recipe.net, recipe.train)
     sides = split_cases(cases, recipe.train, prepared)
@@ -310,6 +316,8 @@ def _train(run, recipe, sides, device, resume, echo, progress, cbs, tracker):
         if words := _new_schedule(run, recipe.train, state[1]): say(words)
     with use_threads(recipe.train.threads):
         learn = make_learner(*sides, recipe, device, [*cbs, *tracker_callbacks(tracker, run, start)])
+        if recipe.train.init and not state: start_from(learn.model, recipe)
+        if recipe.train.freeze: learn.model.encoder.requires_grad_(False)
         _fit(run, learn, recipe, sides, same, state, echo, progress)
     return run
 
@@ -332,8 +340,9 @@ def _fit(run, learn, recipe, sides, same, state, echo, progress):
     learn.model.to(learn.dls.device)
     learn.create_opt()
     if state: restore_state(learn.model, inner_optimizer(learn.opt), *state)
-    meta = dict(spacing=recipe.prepare.spacing, window=recipe.train.crop, fold=recipe.train.fold,
-                cases=len(sides[0]))
+    cfg = recipe.train
+    meta = dict(spacing=recipe.prepare.spacing, window=cfg.crop, fold=cfg.fold, cases=len(sides[0]),
+                flips=[axis for axis,p in enumerate(cfg.flip) if p])
     cbs = [EpochLog(run/'log.csv', None if progress else echo, rows), Checkpoint(run, meta, same, state)]
     quiet = [nullcontext()]*2 if progress else [learn.no_bar(), learn.no_logging()]
     with explained(run):
@@ -356,3 +365,21 @@ def _describe(run, learn, recipe, sides, state):
     if changed: again |= dict(changed=changed)
     d['recipe']['train'] |= {o: settings[o] for o in FREE}
     save_json(run/'run.json', d | dict(resumed=d.get('resumed', []) + [again]))
+
+# %% ../../nbs/engine/41_runs.ipynb #f1c70002
+def start_from(
+    net:BoundaryNet, # Gets the weights; changed in place
+    recipe:Recipe    # Its init, and the grid of its cases
+): # Raises `CaseError` for another architecture, or cases on another grid
+    "Take over the weights of a trained network"
+    own = load_model(_trained(recipe.train.init), fast=False)
+    want,found = (','.join(f'{v:g}' for v in o) for o in (own.meta['spacing'], recipe.prepare.spacing))
+    if want != found: raise CaseError(f'the cases are prepared at {found} mm', f'{want} mm, as the network to '
+                                      'start from', f'run kits-prepare with --spacing {want}')
+    old,new = own.cfg.to_dict(), net.cfg.to_dict()
+    for k in old:
+        if old[k] != new[k]: raise CaseError(f'the network to start from has {k} {old[k]}, this one {new[k]}',
+                                             fix=f'leave {k} as it is there', path=recipe.train.init)
+    net.load_state_dict(own.state_dict())
+
+def _trained(init): return BOX if init == 'box' else Path(init)
