@@ -1,4 +1,4 @@
-"""A training set that never repeats a patient: crops of synthetic patients, made by worker processes while the network trains
+"""A training set that never repeats a patient: worker processes make them while the network trains
 
 Docs: https://kits-nb.github.io/kits_nb/engine/patients.html.md"""
 
@@ -118,8 +118,8 @@ def patient_dataloaders(
     train = PatientDataset(patients, size, spacing, per_case, probs, variety, seed, 0, draws, num_workers)
     valid = PatientDataset(held_out, size, spacing, 1, probs, variety, seed, 1)
     valid.pool = train._workers()
-    dls = [CropDL(ds, bs=bs, num_workers=num_workers, after_batch=tfms, device=device) for ds in (train, valid)]
-    return DataLoaders(*dls, device=device)
+    how = dict(bs=bs, num_workers=num_workers, after_batch=tfms, device=device)
+    return DataLoaders(CropDL(train, **how), CropDL(valid, **how), device=device)
 
 # %% ../../nbs/engine/49_patients.ipynb #e1b70002
 def patient_series(

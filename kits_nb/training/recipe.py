@@ -51,7 +51,7 @@ class TrainConfig(Config):
     fold:int = 0                 # The fold that is held out
     n_folds:int = 5              # Folds in all
     seed:int = 0                 # Of weights, crops and augmentation
-    init:str = ''                # Start from a trained network: 'box', or a run folder; '': from random weights
+    init:str = ''                # Start from a trained network: 'box', or a run folder; '': from nothing
     freeze:bool = False          # Leave its encoder as it is?
     num_workers:int = 0          # Threads that read crops, per training process
     threads:int = 0              # CPU threads that compute, per training process; 0: as many as PyTorch takes

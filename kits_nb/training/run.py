@@ -172,7 +172,7 @@ def run_recipe(
 # %% ../../nbs/engine/41_runs.ipynb #3e37cb25
 def choose_recipe(
     run:Path|str,       # Run folder, or an ensemble's folder of them
-    name:str='',        # A recipe by name; '' for the run's own on resuming, `finetune` with init, and else `tiny`
+    name:str='',        # A recipe; '' for the run's own on resuming, `finetune` with init, and else `tiny`
     resume:bool=False,  # Is a run in this folder to be resumed?
     **changes           # Settings that differ
 ) -> Recipe: # Raises `CaseError` for an unknown name or setting
@@ -297,7 +297,8 @@ def _patients(recipe, prepared):
                                  fix='leave the folder of prepared cases out, or set patients to 0')
     check_settings(recipe)
     cfg = recipe.train
-    return [[patient_series(n, cfg.variety, cfg.seed, side)] for side,n in enumerate((cfg.patients, cfg.held_out))]
+    sides = enumerate((cfg.patients, cfg.held_out))
+    return [[patient_series(n, cfg.variety, cfg.seed, side)] for side,n in sides]
 
 # %% ../../nbs/engine/41_runs.ipynb #t2294252
 def _train(run, recipe, sides, device, resume, echo, progress, cbs, tracker):
@@ -374,8 +375,8 @@ def start_from(
     "Take over the weights of a trained network"
     own = load_model(_trained(recipe.train.init), fast=False)
     want,found = (','.join(f'{v:g}' for v in o) for o in (own.meta['spacing'], recipe.prepare.spacing))
-    if want != found: raise CaseError(f'the cases are prepared at {found} mm', f'{want} mm, as the network to '
-                                      'start from', f'run kits-prepare with --spacing {want}')
+    if want != found: raise CaseError(f'the cases are prepared at {found} mm', f'{want} mm, as for the first '
+                                      'network', f'run kits-prepare with --spacing {want}')
     old,new = own.cfg.to_dict(), net.cfg.to_dict()
     for k in old:
         if old[k] != new[k]: raise CaseError(f'the network to start from has {k} {old[k]}, this one {new[k]}',
