@@ -93,7 +93,8 @@ def store(folder, ct, seg):
 def check_version(cache, name, now):
     path = cache / name / 'version.json'
     if path.exists() and load_json(path) != now:
-        print(f'! the {name} scans of the cache are of an earlier generator: remove {cache/name}', flush=True)
+        old = f'{cache / name} and {cache / "predictions"}'
+        say(f'! the {name} scans of the cache are of an earlier generator: remove {old}')
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_json(path, now)
