@@ -51,12 +51,12 @@ def _find(path):
     if path.is_file(): return [Case(_stem(path), path)]
     if not path.is_dir(): raise CaseError('there is no such folder', fix='check the path', path=path)
     if (one := _official(path)) and (one.ct or one.seg): return [one]
-    return _in_folders(path) or sorted(_loose(path), key=lambda c: c.id)
-
-def _in_folders(path):
-    "A folder is a case if it is called one, or if it holds `imaging` or `segmentation`"
-    folders = sorted(o for o in path.glob('[!.]*') if o.is_dir())
-    return [c for c in map(_official, folders) if c.ct or c.seg or c.id.startswith('case_')]
+    folders = {o: _official(o) for o in path.glob('[!.]*') if o.is_dir()}
+    cases = {o: c for o,c in folders.items() if c.ct or c.seg}
+    loose = [c for c in _loose(path) if not any(map(c.ct.is_relative_to, cases))]
+    empty = [c for o,c in folders.items() if o.name.startswith('case_') and o not in cases
+             and not any(c.ct.is_relative_to(o) for c in loose)]
+    return sorted([*cases.values(), *loose, *empty], key=lambda c: c.id)
 
 def _loose(path):
     "Scans in a folder, and DICOM series in it and below"

@@ -60,6 +60,18 @@ add(WHOSE, 'folders of any name beside case_*', any_name, ids,
 add(WHOSE, 'folders 7 and case_7', scans('7/imaging.nii.gz', 'case_7/imaging.nii.gz'), ids,
     Refused('7 and case_7 would both be case 7', 'rename'))
 
+def mixture(d):
+    save_nifti(d/'scans'/'case_00001'/'imaging.nii.gz')
+    for k, o in enumerate(('case_00001/dicom', 'case_00002', 'bob/arterial')):      # three patients
+        ids = dict(StudyInstanceUID=f'1.2.{k}', SeriesInstanceUID=f'1.2.{k}.3', FrameOfReferenceUID=f'1.2.{k}.9')
+        save_series(d/'scans'/o, lambda _: ids | dict(PatientID=f'P{k}'))
+    save_nifti(d/'scans'/'eve.nii.gz')
+    (d/'scans'/'case_00003').mkdir()
+add(WHOSE, 'folders, files and DICOM in one folder', mixture,
+    lambda d: [(c.id, c.ct and c.ct.name) for c in find_cases(d/'scans')],
+    Accepted([('bob_arterial', 'arterial'), ('case_00001', 'imaging.nii.gz'), ('case_00002', 'case_00002'),
+              ('case_00003', None), ('eve', 'eve.nii.gz')]))
+
 def linked_cases(d):
     save_nifti(d/'store'/'x17'/'imaging.nii.gz')
     (d/'scans').mkdir()
