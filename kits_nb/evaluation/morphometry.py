@@ -6,7 +6,7 @@ Docs: https://kits-nb.github.io/kits_nb/engine/morphometry.html.md"""
 
 # %% auto #0
 __all__ = ['Component', 'components', 'longest_diameter', 'checked_labels', 'kidney_sides', 'measure_case', 'label_files',
-           'written_classes', 'measure_folder', 'CleanConfig', 'clean_labels']
+           'written_classes', 'measure_folder', 'find_kidneys', 'CleanConfig', 'clean_labels']
 
 # %% ../../nbs/engine/64_morphometry.ipynb #nba7e
 import re
@@ -192,6 +192,39 @@ def measure_folder(
     table = pd.concat(rows, ignore_index=True).reindex(columns=columns)
     return table.fillna(dict(side='', note=''))
 
+# %% ../../nbs/engine/64_morphometry.ipynb #b2x00002
+def find_kidneys(
+    seg:Volume,         # Labels (D,H,W)
+    near_mm:float=10,   # What lies this close to a kidney belongs to it
+    min_gap_mm:float=40,# The second kidney's centre lies at least this far to the side of the first one's
+    min_share:float=.1  # And it has at least this share of the first one's kidney tissue, tumor included
+) -> tuple: # (components that are kidneys, or belong to one; all others)
+    "One kidney on each side, with what lies close to it"
+    seg = checked_labels(seg)
+    parts = _parts(seg, seg.data > BACKGROUND)
+    able = [p for p in parts if (seg.data[p.index] == KIDNEY).any()] or parts
+    if not able: return [], []
+    first = able[0]
+    least = min_share*(seg.data[first.index] == KIDNEY).mean()*first.ml
+    beside = _beside(seg, first, min_gap_mm)
+    pair = [first, *[p for p in able[1:] if p.ml >= least and beside(p)][:1]]
+    kidneys = np.zeros(seg.shape, bool)
+    for p in pair: kidneys[p.index] = True
+    mine = [any(p is o for o in pair) or not _is_far(p, kidneys, near_mm) for p in parts]
+    return [p for p,m in zip(parts, mine) if m], [p for p,m in zip(parts, mine) if not m]
+
+# %% ../../nbs/engine/64_morphometry.ipynb #b2x00003
+def _beside(seg, first, gap):
+    "A function that says whether a component may be the other kidney, by its place to the left and right"
+    mm,x = seg.spacing[2], first.at[seg.data[first.index] == KIDNEY, 2]
+    x = x if len(x) else first.at[:,2]
+    to_middle,wide = ((seg.shape[2]-1)/2 - x.mean())*mm, np.ptp(x)*mm
+    def beside(part):
+        off = (part.center[2] - x.mean())*mm
+        if abs(to_middle) < 25: return abs(off) >= gap and wide <= 100
+        return abs(off) >= gap and off*to_middle > 0
+    return beside
+
 # %% ../../nbs/engine/64_morphometry.ipynb #n83c5
 @dataclass(frozen=True)
 class CleanConfig(Config):
@@ -199,6 +232,9 @@ class CleanConfig(Config):
     min_mm3:float = 0             # Components of kidney with tumor below this volume become background
     min_tumor_mm3:float = 0       # Tumors below this volume become kidney
     reach_mm:float|None = None    # Tumors further than this from kidney become background; None: no limit
+    keep_largest:bool = True      # Except the largest component, and the largest tumor?
+    kidneys:bool = False          # Keep one kidney on each side, as `find_kidneys` does, and nothing else?
+    near_mm:float = 10            # With `kidneys`: what lies this close to a kidney stays, too
 
     def __call__(self, seg): return clean_labels(seg, self)[0]    # what `predict_folder` asks for
 
@@ -206,17 +242,19 @@ class CleanConfig(Config):
 def clean_labels(
     seg:Volume,                    # Predicted labels
     cfg:CleanConfig=CleanConfig()  # What to remove
-) -> tuple: # (cleaned Volume; dict: removed ml of 'small' components, 'small_tumor' and 'far_tumor')
-    "Remove what is too small or in the wrong place; never the last of its class"
+) -> tuple: # (cleaned Volume; dict: removed ml 'elsewhere', of 'small' parts, 'small_tumor', 'far_tumor')
+    "Remove what is too small or in the wrong place"
     seg = checked_labels(seg)
-    x,removed = seg.data.copy(), dict(small=0., small_tumor=0., far_tumor=0.)
+    x,removed = seg.data.copy(), dict(elsewhere=0., small=0., small_tumor=0., far_tumor=0.)
+    first = int(cfg.keep_largest)
     def drop(name, part, label):
         x[part.index] = label
         removed[name] += part.ml
-    for p in components(x > BACKGROUND, seg.spacing)[1:] if cfg.min_mm3 else ():
-        if 1000*p.ml < cfg.min_mm3 and not _holds_all_tumor(x, p): drop('small', p, BACKGROUND)
+    for p in find_kidneys(seg, cfg.near_mm)[1] if cfg.kidneys else (): drop('elsewhere', p, BACKGROUND)
+    for p in components(x > BACKGROUND, seg.spacing)[first:] if cfg.min_mm3 else ():
+        if 1000*p.ml < cfg.min_mm3 and not (first and _holds_all_tumor(x, p)): drop('small', p, BACKGROUND)
     wanted = cfg.min_tumor_mm3 or cfg.reach_mm is not None
-    for t in components(x == TUMOR, seg.spacing)[1:] if wanted else ():
+    for t in components(x == TUMOR, seg.spacing)[first:] if wanted else ():
         if 1000*t.ml < cfg.min_tumor_mm3: drop('small_tumor', t, KIDNEY)
         elif _is_far(t, x == KIDNEY, cfg.reach_mm): drop('far_tumor', t, BACKGROUND)
     return seg.like(x), removed
@@ -225,13 +263,13 @@ def _holds_all_tumor(x, part):
     inside = np.count_nonzero(x[part.index] == TUMOR)
     return inside > 0 and inside == np.count_nonzero(x == TUMOR)
 
-def _is_far(tumor, kidney, reach):
-    "Is every voxel of a tumor further than `reach` mm from the kidney, if there is one?"
+def _is_far(part, kidney, reach):
+    "Is every voxel of a component further than `reach` mm from the kidney, if there is one?"
     if reach is None: return False
-    ends = zip(tumor.at.min(0), tumor.at.max(0), tumor.spacing)
+    ends = zip(part.at.min(0), part.at.max(0), part.spacing)
     box = tuple(slice(max(0, a-int(reach/s)-1), b+int(reach/s)+2) for a,b,s in ends)
     near = kidney[box]
     if not near.any(): return bool(kidney.any())
     here = np.zeros_like(near)
-    here[tuple((tumor.at - [o.start for o in box]).T)] = True
-    return nearest_distances(here, near, tumor.spacing, np.nextafter(reach, np.inf)).min() > reach
+    here[tuple((part.at - [o.start for o in box]).T)] = True
+    return nearest_distances(here, near, part.spacing, np.nextafter(reach, np.inf)).min() > reach
