@@ -63,8 +63,9 @@ add(WHOSE, 'folders 7 and case_7', scans('7/imaging.nii.gz', 'case_7/imaging.nii
 def mixture(d):
     save_nifti(d/'scans'/'case_00001'/'imaging.nii.gz')
     for k, o in enumerate(('case_00001/dicom', 'case_00002', 'bob/arterial')):      # three patients
-        ids = dict(StudyInstanceUID=f'1.2.{k}', SeriesInstanceUID=f'1.2.{k}.3', FrameOfReferenceUID=f'1.2.{k}.9')
-        save_series(d/'scans'/o, lambda _: ids | dict(PatientID=f'P{k}'))
+        parts = 'StudyInstanceUID', 'SeriesInstanceUID', 'FrameOfReferenceUID'
+        uids = {part: f'1.2.{k}.9' for part in parts}
+        save_series(d/'scans'/o, lambda _: uids | dict(PatientID=f'P{k}'))
     save_nifti(d/'scans'/'eve.nii.gz')
     (d/'scans'/'case_00003').mkdir()
 add(WHOSE, 'folders, files and DICOM in one folder', mixture,
