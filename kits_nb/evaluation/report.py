@@ -97,7 +97,8 @@ def write_page(
             f'<title>{html.escape(title)}</title><style>{STYLE}</style>')
     body = text_html(title, 'h1') + ''.join(parts)
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
-    with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8', errors='backslashreplace')
+    page = '\n'.join(map(printable, page.split('\n')))       # a case id may hold anything
+    with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8')
     return Path(path)
 
 # %% ../../nbs/engine/66_report.ipynb #c011
