@@ -26,6 +26,7 @@ import signal, threading, traceback, warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 from fastcore.script import call_parse
 
 # %% ../nbs/engine/70_commands.ipynb #c004
@@ -275,50 +276,68 @@ def _channels(prepared, run, classes, resume):
 # %% ../nbs/engine/70_commands.ipynb #0d1a08c2
 @call_parse(pos=['model', 'data', 'out'])
 def kits_predict(
-    model:str,               # Run folder that kits-train wrote, or a folder of run folders (an ensemble)
+    model:Annotated[str, dict(nargs='?')], # Run folder, or a folder of some; left out: the package's own
     data:str,                # One scan (scan.nii.gz), a DICOM series, a folder of scans, or of case_* folders
     out:str,                 # Folder of predictions
     cases:str='',            # Only these: 0-23,30 or case ids
     overlap:float=.5,        # Share of a window that the next one covers again; .25 is 2 to 3 times faster
     window:str='',           # Size of a window in voxels; by default the training crop
-    no_tta:bool=False,       # Leave out the mean over 8 flips: 8 times faster
-    batch_size:int=None,     # Windows at once; by default as many as 64³ voxels hold, at least 2
+    no_tta:bool=False,       # Leave out the mean over the flips that the model was trained with: 2 to 8 times faster
+    batch_size:int=None,     # Windows at once; by default as many as 64³ voxels hold, or 1 or 2
     precision:str='auto',    # auto, float32, bfloat16 or float16
     device:str='',           # cuda, cuda:1, cpu; by default the GPU if there is one
     overwrite:bool=False,    # Predict again what is there already
     uncertainty:bool=False,  # Also write prediction_*_uncertainty.nii.gz: deviation over flips and models
     probabilities:bool=False, # Also write prediction_*_kidney.nii.gz and prediction_*_tumor.nii.gz
-    min_mm3:float=0,         # Kidney components below this volume become background; the largest stays
-    min_tumor_mm3:float=0,   # Tumors below this volume become kidney; the largest stays
+    min_mm3:float=None,      # Kidney components below this volume become background; the largest stays
+    min_tumor_mm3:float=None, # Tumors below this volume become kidney; the largest stays
     reach_mm:float=None,     # Tumors further than this from a kidney become background; the largest stays
+    kidneys:bool=False,      # Keep one kidney on each side with what is near it; all else becomes background
+    no_clean:bool=False,     # Without the cleaning that the model asks for; the options above still count
     low_memory:bool=False,   # Do not read the next scan and write the last one in the background
     series:str='',           # Number, description or UID of the DICOM series, if a folder holds several
     straighten:bool=False,   # Undo the tilt of a gantry, on a new grid; without it such a scan is refused
     debug:bool=False         # Show where an unexpected error comes from
 ):
-    "Segment scans, for example: kits-predict run scan.nii.gz out. Finished ones are skipped"
+    "Segment scans: kits-predict scan.nii.gz out, or with another model: kits-predict run scan.nii.gz out"
     with plain_errors(debug):
         # idle threads sleep instead of spinning: no slower alone, a quarter faster beside other programs
         os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-        from kits_nb.inference.cases import PredictConfig, load_models, predict_folder
-        from kits_nb.evaluation.morphometry import CleanConfig
-        found = _cases_to_predict(data, out, cases, series, straighten)
+        from kits_nb.inference.cases import BOX, PredictConfig, load_models, predict_folder
+        found = _cases_to_predict(model, data, out, cases, series, straighten)
         cfg = PredictConfig(three_numbers(window, int) if window else None, overlap, not no_tta, batch_size,
                             precision, uncertainty=uncertainty, probabilities=probabilities)
-        rules = CleanConfig(min_mm3, min_tumor_mm3, reach_mm)
-        outcome = predict_folder(load_models(model, pick_device(device)), found, out, cfg,
+        models = load_models(model or BOX, pick_device(device))
+        if not model: print(_BOX_LINE, flush=True)
+        rules = _cleaning([] if no_clean else models, min_mm3=min_mm3, min_tumor_mm3=min_tumor_mm3,
+                          reach_mm=reach_mm, kidneys=kidneys or None)
+        outcome = predict_folder(models, found, out, cfg,
             echo=partial(print, flush=True), overwrite=overwrite, ahead=not low_memory,
-            clean=None if rules == CleanConfig() else rules)
+            clean=rules)
         if outcome.done or outcome.skipped: print(f'volumes in ml: {save_morphometry(out, out)}')
         print_outcome(outcome, debug)
 
 # %% ../nbs/engine/70_commands.ipynb #ea0a4f43
-def _cases_to_predict(data, out, cases, series='', straighten=False):
+_BOX_LINE = ("model: the package's own, trained on synthetic patients only; for research and teaching, "
+             'not for clinical use')
+
+def _cleaning(models, **options):
+    "What all models ask to be cleaned, changed by the options that were given; None for nothing"
+    from kits_nb.evaluation.morphometry import CleanConfig
+    own = [o.meta.get('clean', {}) for o in models] or [{}]
+    agreed = {k: v for k,v in own[0].items() if all(o.get(k) == v for o in own)}
+    rules = CleanConfig.from_dict(agreed | {k: v for k,v in options.items() if v is not None})
+    return None if rules == CleanConfig() else rules
+
+def _cases_to_predict(model, data, out, cases, series='', straighten=False):
     "The cases that the arguments name"
     from kits_nb.data.kits19 import find_cases
     if Path(out).is_file() or out.endswith(('.nii', '.nii.gz')):
-        raise CaseError('this is a file', 'a folder for the predictions',
-                        'the order is model, scan or data, folder of predictions', path=out)
+        raise CaseError('this is a file', 'a folder for the predictions', 'the order is model, scan or data, '
+                        "folder of predictions; without a model, the package's own is used", path=out)
+    if not model and (Path(data)/'model.safetensors').is_file():
+        raise CaseError('this is a model, and no scan', path=data,
+                        fix='name three things: the model, the scan, and a folder for the predictions')
     found,wanted = find_cases(data, series, straighten), case_ids(cases)
     if wanted is None: return found
     absent = [o for o in wanted if o not in {c.id for c in found}]
@@ -489,11 +508,20 @@ def kits_repro(
 @call_parse
 def kits_demo(
     out:str='kits_demo',  # Folder for everything it makes
-    n:int=96,             # Phantoms to train on
-    epochs:int=10,        # Epochs: about 20 seconds each on two cores
+    seed:int=None,        # Another synthetic patient; some have no tumor
+    train:bool=False,     # Train a network from nothing instead, on phantoms, and segment others: minutes
+    n:int=None,           # With --train: phantoms to train on (default: 96)
+    epochs:int=None,      # With --train: epochs, about 20 seconds each on two cores (default: 10)
     debug:bool=False      # Show where an unexpected error comes from
 ):
-    "The whole path on phantoms, in minutes: make, prepare, train, predict, evaluate, report"
+    "Segment a synthetic patient with the network in the package, score it, and write a report"
     with plain_errors(debug):
-        from kits_nb.demo import run_demo
-        run_demo(out, n, epochs, n_workers=os.cpu_count() or 1, echo=partial(print, flush=True))
+        from kits_nb.demo import box_demo, train_demo
+        echo,workers = partial(print, flush=True), os.cpu_count() or 1
+        if wrong := [k for k,v in dict(n=n, epochs=epochs).items() if v is not None and not train]:
+            raise CaseError(f'--{wrong[0]} is about training', fix='add --train')
+        if seed is not None and (train or seed < 0):
+            raise CaseError('training takes no --seed' if train else f'there is no patient {seed}',
+                            fix='leave it out' if train else 'use a seed from 0 on')
+        if not train: box_demo(out, echo=echo, **({} if seed is None else dict(seed=seed)))
+        else: train_demo(out, 96 if n is None else n, 10 if epochs is None else epochs, n_workers=workers, echo=echo)

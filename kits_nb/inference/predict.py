@@ -43,7 +43,7 @@ class PredictConfig(Config):
     window:tuple|None = None   # Size of a window (D,H,W), voxels; None is the model's training crop
     overlap:float = .5         # Share of a window that the next one covers again
     tta:bool = True            # Mean over the flips that the models were trained with: up to 8?
-    batch_size:int|None = None # Windows per forward pass; None is as many as 64³ voxels hold, at least 2
+    batch_size:int|None = None # Windows per forward pass; None is as many as 64³ voxels hold, or 1 or 2
     precision:str = 'auto'     # 'float32', 'bfloat16', 'float16', or the best this device is good at
     skip_air:bool = True       # Keep to the body's box, and predict 0 for windows that hold nothing but air?
     slab:int = 8               # Slices that are resampled at a time
@@ -143,7 +143,7 @@ def batch_of(
     cfg:PredictConfig=PredictConfig()   # Settings
 ) -> int: # Windows per forward pass
     "How many windows go through the network together: small ones do not keep a processor busy"
-    return cfg.batch_size or max(2, 64**3//prod(window))
+    return cfg.batch_size or max(64**3//prod(window), 2 if prod(window) <= 80**3 else 1)
 
 # %% ../../nbs/engine/51_predict.ipynb #n0209
 SCALES = dict(kidney=1/255, mass=1/255, tumor=1/255, uncertainty=1/510)   # what a step of a map means
