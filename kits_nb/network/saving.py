@@ -37,6 +37,7 @@ def save_model(
     facts = dict(format=FORMAT, kits_nb=kits_nb.__version__, network=net.cfg.to_dict(), meta=meta)
     with atomic_path(folder/'model.safetensors') as tmp:
         save_file(weights, tmp)
+        tmp.chmod(0o644)                       # safetensors lets nobody else read it
         digest = file_hash(tmp)
     save_json(folder/'config.json', facts | dict(sha256=digest))
     return folder
