@@ -430,6 +430,12 @@ add(SYSTEM, 'a name that is no text, kits-phantom', None,
     Command('kits-phantom', '{d}/\udcff', '--n', '1', process=True, env={'PYTHONIOENCODING': 'utf-8:strict'}),
     Accepted(r'\udcff'))
 
+def coded(d):
+    case(d, S, 'case_\x1b[2J')
+    save(d/'pred'/'prediction_\x1b[2J.nii.gz', S)
+add(SYSTEM, 'an id with terminal codes, kits-evaluate', coded, here(evaluate('--pictures', '1')),
+    Accepted(lambda d: '\x1b' not in (d/'out'/'report.html').read_text(), makes=MADE))
+
 
 def main(): return table.main(ENTRIES, 'labels')
 if __name__ == '__main__': sys.exit(main()['wrong'] > 0)
