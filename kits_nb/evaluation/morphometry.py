@@ -118,7 +118,7 @@ def measure_case(
     "Volumes and diameters of a label map"
     seg = checked_labels(seg)
     parts,sides,note = kidney_sides(seg, **kwargs)
-    owner = np.full(seg.shape, -1, np.int32)
+    owner = np.full(seg.shape, -1, np.min_scalar_type(-1 - len(parts)))   # a byte a voxel, mostly
     for i,p in enumerate(parts): owner[p.index] = i
     def at(t): # Number of the component of foreground that holds it
         return owner[tuple(t.at[0])]
