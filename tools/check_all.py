@@ -134,7 +134,7 @@ def check_package(folder):
 
 
 def check_wheel():
-    "Sdist and wheel, as they should be; the wheel, unpacked elsewhere, runs a small demonstration"
+    "Sdist and wheel, as they should be; the wheel, unpacked elsewhere, runs both demonstrations"
     with tempfile.TemporaryDirectory() as d:
         code, _ = run(f'python -m build --outdir {d} .')       # the wheel is made from the sdist
         wrong = check_package(Path(d)) if code == 0 else ['they cannot be built']
@@ -142,10 +142,11 @@ def check_wheel():
         if code: return 0, 1
         code, _ = run(f'pip install --no-deps --target {d}/away {d}/*.whl')
         where = "import kits_nb; assert '/away/' in kits_nb.__file__, kits_nb.__file__"
-        demo = 'python away/bin/kits-demo --out demo --n 6 --epochs 1'
+        demo = 'python away/bin/kits-demo --out'
+        demo = f'{demo} first && {demo} demo --train --n 6 --epochs 1'
         code = code or run(f'python -c "{where}" && {demo}', cwd=d, PYTHONPATH=f'{d}/away')[0]
-        made = [Path(d)/'demo'/o for o in ('report.html', 'predictions/scores.csv', 'run/model.safetensors')]
-        ran = code == 0 and all(o.exists() for o in made)
+        made = [f'{o}/{f}' for o in ('first', 'demo') for f in ('report.html', 'predictions/scores.csv')]
+        ran = code == 0 and all((Path(d)/o).exists() for o in (*made, 'demo/run/model.safetensors'))
         return int(ran) + int(not wrong), int(not ran) + int(bool(wrong))
 
 
