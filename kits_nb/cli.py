@@ -517,11 +517,11 @@ def kits_demo(
     "Segment a synthetic patient with the network in the package, score it, and write a report"
     with plain_errors(debug):
         from kits_nb.demo import box_demo, train_demo
-        echo,workers = partial(print, flush=True), os.cpu_count() or 1
         if wrong := [k for k,v in dict(n=n, epochs=epochs).items() if v is not None and not train]:
             raise CaseError(f'--{wrong[0]} is about training', fix='add --train')
         if seed is not None and (train or seed < 0):
             raise CaseError('training takes no --seed' if train else f'there is no patient {seed}',
                             fix='leave it out' if train else 'use a seed from 0 on')
-        if not train: box_demo(out, echo=echo, **({} if seed is None else dict(seed=seed)))
-        else: train_demo(out, 96 if n is None else n, 10 if epochs is None else epochs, n_workers=workers, echo=echo)
+        given = {k: v for k,v in dict(seed=seed, n=n, epochs=epochs).items() if v is not None}
+        if train: given['n_workers'] = os.cpu_count() or 1
+        (train_demo if train else box_demo)(out, echo=partial(print, flush=True), **given)
