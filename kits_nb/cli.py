@@ -200,14 +200,17 @@ def _missing_labels(out, outcome):
 # %% ../nbs/engine/70_commands.ipynb #c015
 @call_parse(pos=['prepared', 'run'])
 def kits_train(
-    prepared:str,          # Folder that kits-prepare wrote
+    prepared:Annotated[str, dict(nargs='?')], # Folder that kits-prepare wrote; left out with --recipe box
     run:str,               # Run folder to write: the model, log.csv, run.json
-    recipe:str='',         # tiny (laptop, the default), one_gpu, or paper; --resume takes the run's own
+    recipe:str='',         # tiny (the default), finetune, one_gpu, paper, or box: makes its own patients
+    init:str='',           # Start from a trained network: box (the one in the package), or a run folder
+    freeze:bool=False,     # With --init: leave the encoder as it is
     epochs:int=None,       # Epochs in all; with --resume possibly more than before
     lr:float=None,         # Initial learning rate
     bs:int=None,           # Crops per step and process
     crop:str=None,         # Size of a crop in voxels: 48, or 32,48,48
     per_case:int=None,     # Crops of each case in an epoch
+    patients:int=None,     # With --recipe box: synthetic patients in an epoch
     probs:str=None,        # Share of crops centred on tumor, any foreground, background: .8,.1,.1
     jitter:float=None,     # How far a crop may move off its centre, as a share of half its size: 0 to .99
     intensity:str=None,    # Largest random change of scale, and largest shift in HU/1000: .1,.1
@@ -227,14 +230,15 @@ def kits_train(
     classes:str='',        # kits19: two classes; kits23: cysts, too; by default as the cases were prepared
     debug:bool=False       # Show where an unexpected error comes from
 ):
-    "Train on prepared cases. On several machines: torchrun --no-python kits-train, and the same arguments"
+    "Train on prepared cases, or with --recipe box on patients made on the fly: kits-train --recipe box run"
     with plain_errors(debug):
         from kits_nb.training.distributed import launch
         _start_processes(processes)
         changes = dict(epochs=epochs, lr=lr, bs=bs, crop=crop and three_numbers(crop, int), per_case=per_case,
             probs=probs and three_shares(probs), intensity=intensity and two_numbers(intensity), seed=seed,
             jitter=jitter, fold=fold, n_folds=n_folds, num_workers=num_workers, threads=threads,
-            precision=precision, compile=False if no_compile else None, recompute=recompute or None)
+            precision=precision, compile=False if no_compile else None, recompute=recompute or None,
+            init=init or None, freeze=freeze or None, patients=patients)
         with launch(debug=debug):
             _train(prepared, run, recipe, resume, folds, classes, changes, device, tracker=tracker)
 
@@ -255,6 +259,7 @@ def _train(prepared, run, recipe, resume, folds, classes, changes, device, **kwa
     settings = choose_recipe(run, recipe, resume, **{k: v for k,v in changes.items() if v is not None})
     kwargs |= dict(resume=resume, echo=partial(print, flush=True))   # flushed: logs are read as they grow
     if not folds: return train(prepared, run, settings, **kwargs)
+    if not prepared: raise CaseError('folds need prepared cases, and there are none', fix='leave --folds out')
     train_folds(prepared, run, settings, fold_list(folds, settings.train.n_folds), **kwargs)
 
 # %% ../nbs/engine/70_commands.ipynb #t2a1edc5
@@ -263,7 +268,7 @@ def _channels(prepared, run, classes, resume):
     from kits_nb.data.labels import count_channels, label_values
     from kits_nb.data.store import PrepareConfig
     from kits_nb.training.run import run_recipe
-    if resume and not classes and run_recipe(run): return None
+    if not prepared or (resume and not classes and run_recipe(run)): return None
     path = Path(prepared)/'prepared.json'
     own = PrepareConfig.from_dict(load_json(path), path).classes
     if not classes: return count_channels(own)
@@ -282,7 +287,7 @@ def kits_predict(
     cases:str='',            # Only these: 0-23,30 or case ids
     overlap:float=.5,        # Share of a window that the next one covers again; .25 is 2 to 3 times faster
     window:str='',           # Size of a window in voxels; by default the training crop
-    no_tta:bool=False,       # Leave out the mean over the flips that the model was trained with: 2 to 8 times faster
+    no_tta:bool=False,       # Leave out the mean over the model's flips: 2 to 8 times faster
     batch_size:int=None,     # Windows at once; by default as many as 64³ voxels hold, or 1 or 2
     precision:str='auto',    # auto, float32, bfloat16 or float16
     device:str='',           # cuda, cuda:1, cpu; by default the GPU if there is one

@@ -374,9 +374,10 @@ def start_from(
 ): # Raises `CaseError` for another architecture, or cases on another grid
     "Take over the weights of a trained network"
     own = load_model(_trained(recipe.train.init), fast=False)
-    want,found = (','.join(f'{v:g}' for v in o) for o in (own.meta['spacing'], recipe.prepare.spacing))
-    if want != found: raise CaseError(f'the cases are prepared at {found} mm', f'{want} mm, as for the first '
-                                      'network', f'run kits-prepare with --spacing {want}')
+    if tuple(own.meta['spacing']) != tuple(recipe.prepare.spacing):
+        want,found = (','.join(f'{v:g}' for v in o) for o in (own.meta['spacing'], recipe.prepare.spacing))
+        raise CaseError(f'the cases are prepared at {found} mm, the first network works at {want} mm',
+                        fix=f'run kits-prepare with --spacing {want}')
     old,new = own.cfg.to_dict(), net.cfg.to_dict()
     for k in old:
         if old[k] != new[k]: raise CaseError(f'the network to start from has {k} {old[k]}, this one {new[k]}',
