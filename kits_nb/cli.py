@@ -203,7 +203,7 @@ def kits_train(
     prepared:Annotated[str, dict(nargs='?')], # Folder that kits-prepare wrote; left out with --recipe box
     run:str,               # Run folder to write: the model, log.csv, run.json
     recipe:str='',         # tiny (the default), finetune, one_gpu, paper, or box: makes its own patients
-    init:str='',           # Start from a trained network: box (the one in the package), or a run folder
+    init:str=None,         # Start from a trained network: box (the one in the package), or a run folder
     freeze:bool=False,     # With --init: leave the encoder as it is
     epochs:int=None,       # Epochs in all; with --resume possibly more than before
     lr:float=None,         # Initial learning rate
@@ -232,29 +232,29 @@ def kits_train(
 ):
     "Train on prepared cases, or with --recipe box on patients made on the fly: kits-train --recipe box run"
     with plain_errors(debug):
-        from kits_nb.training.distributed import launch
-        _start_processes(processes)
-        changes = dict(epochs=epochs, lr=lr, bs=bs, crop=crop and three_numbers(crop, int), per_case=per_case,
-            probs=probs and three_shares(probs), intensity=intensity and two_numbers(intensity), seed=seed,
-            jitter=jitter, fold=fold, n_folds=n_folds, num_workers=num_workers, threads=threads,
-            precision=precision, compile=False if no_compile else None, recompute=recompute or None,
-            init=init or None, freeze=freeze or None, patients=patients)
-        with launch(debug=debug):
-            _train(prepared, run, recipe, resume, folds, classes, changes, device, tracker=tracker)
+        changes = dict(epochs=epochs, lr=lr, bs=bs, crop=crop, per_case=per_case, patients=patients,
+            probs=probs, jitter=jitter, intensity=intensity, fold=fold, n_folds=n_folds, seed=seed, init=init,
+            num_workers=num_workers, threads=threads, precision=precision, freeze=freeze or None,
+            compile=False if no_compile else None, recompute=recompute or None)
+        with _start_processes(processes)(debug=debug):
+            _train(prepared, run, recipe, resume, folds, classes, changes, device, tracker)
 
 # %% ../nbs/engine/70_commands.ipynb #b9823c25
 def _start_processes(n):
-    "Run this command in several processes, and end as they end"
-    from kits_nb.training.distributed import run_processes, world
-    if n <= 1 or world()[1] > 1: return
+    "Run this command in several processes, and end as they end; or what this process is to be run in"
+    from kits_nb.training.distributed import launch, run_processes, world
+    if n <= 1 or world()[1] > 1: return launch
     words = run_processes([sys.executable, *sys.argv], n)
     sys.exit(f'error: {words}' if words else 0)
 
-def _train(prepared, run, recipe, resume, folds, classes, changes, device, **kwargs):
+_PARSERS = dict(crop=partial(three_numbers, kind=int), probs=three_shares, intensity=two_numbers)
+
+def _train(prepared, run, recipe, resume, folds, classes, changes, device, tracker):
     "One network, or one for each fold"
     from kits_nb.training.ensemble import fold_list, train_folds
     from kits_nb.training.run import choose_recipe, train
-    kwargs |= dict(device=pick_device(device) if device else None)
+    kwargs = dict(tracker=tracker, device=pick_device(device) if device else None)
+    changes = {k: _PARSERS[k](v) if v and k in _PARSERS else v for k,v in changes.items()}
     changes |= dict(out_channels=_channels(prepared, run, classes, resume and not recipe))
     settings = choose_recipe(run, recipe, resume, **{k: v for k,v in changes.items() if v is not None})
     kwargs |= dict(resume=resume, echo=partial(print, flush=True))   # flushed: logs are read as they grow
@@ -306,8 +306,7 @@ def kits_predict(
 ):
     "Segment scans: kits-predict scan.nii.gz out, or with another model: kits-predict run scan.nii.gz out"
     with plain_errors(debug):
-        # idle threads sleep instead of spinning: no slower alone, a quarter faster beside other programs
-        os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+        os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')   # a quarter faster beside other programs
         from kits_nb.inference.cases import BOX, PredictConfig, load_models, predict_folder
         found = _cases_to_predict(model, data, out, cases, series, straighten)
         cfg = PredictConfig(three_numbers(window, int) if window else None, overlap, not no_tta, batch_size,
@@ -316,9 +315,8 @@ def kits_predict(
         if not model: print(_BOX_LINE, flush=True)
         rules = _cleaning([] if no_clean else models, min_mm3=min_mm3, min_tumor_mm3=min_tumor_mm3,
                           reach_mm=reach_mm, kidneys=kidneys or None)
-        outcome = predict_folder(models, found, out, cfg,
-            echo=partial(print, flush=True), overwrite=overwrite, ahead=not low_memory,
-            clean=rules)
+        outcome = predict_folder(models, found, out, cfg, echo=partial(print, flush=True),
+                                 overwrite=overwrite, ahead=not low_memory, clean=rules)
         if outcome.done or outcome.skipped: print(f'volumes in ml: {save_morphometry(out, out)}')
         print_outcome(outcome, debug)
 

@@ -1,6 +1,8 @@
 #!/usr/bin/env python
-"""Make the picture of the home page, `python tools/make_picture.py`: the synthetic patient of `kits-demo`, what
-the network in the package finds, and the edges that its boundary stream sees."""
+"""Make the picture of the home page: `python tools/make_picture.py`
+
+The synthetic patient of `kits-demo`, what the network in the package finds, and the edges that its boundary
+stream sees."""
 from pathlib import Path
 
 import matplotlib.pyplot as plt

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 import nibabel as nib, numpy as np
 from scipy import ndimage as ndi
-
-# %% ../../nbs/book/04_phantom.ipynb #c004
 from ..core import *
 from .volume import *
 from .files import *

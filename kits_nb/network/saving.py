@@ -91,10 +91,11 @@ def _impossible_meta(meta):
     if not isinstance(clean, dict): return f'the cleaning {str(clean)[:60]}'
     return ''
 
+# %% ../../nbs/engine/31_saving.ipynb #4931a708
 def _check_digest(path, digest):
     "Refuse a file that is not the one that was saved; models saved before have no digest"
     if digest in (None, file_hash(path)): return
-    raise CaseError('the file is damaged, or is not the one that was saved with config.json: its SHA-256 '
+    raise CaseError('the file is damaged, or not the one that was saved with config.json: its SHA-256 '
                     'differs from the one there', fix='copy the whole folder again', path=path)
 
 def _check_weights(path, cfg):
