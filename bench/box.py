@@ -360,11 +360,20 @@ def evaluate(name, a, cache):
     return out
 
 
+def without_nan(o):
+    "JSON has no NaN: an interval of one scan is null"
+    if isinstance(o, dict):
+        return {k: without_nan(v) for k, v in o.items()}
+    if isinstance(o, (list, tuple)):
+        return [without_nan(v) for v in o]
+    return None if isinstance(o, float) and np.isnan(o) else o
+
+
 def save_scores(found):
     "Put the summaries into the package, beside those of other sections"
     path = Path(kits_nb.__file__).parent / 'box' / 'box.json'
     facts = load_json(path)
-    new = {k: o['summary'] for k, o in found['sections'].items()}
+    new = {k: without_nan(o['summary']) for k, o in found['sections'].items()}
     facts['scores'] = facts.get('scores', {}) | new | dict(settings=found['settings'], clean=found['clean'])
     save_json(path, facts)
     say(f'\nscores saved in {path}')

@@ -1,4 +1,4 @@
-"""A run folder that says everything needed to repeat the run, and a training that resumes
+"""A run folder that says everything needed to repeat the run, and a training run that resumes
 
 Docs: https://kits-nb.github.io/kits_nb/engine/runs.html.md"""
 
