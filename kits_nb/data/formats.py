@@ -163,7 +163,7 @@ def _check_header(path, kind):
     axes = [v for k,v in fields if k.lower() in ('ndims', 'dimension')]
     if axes != ['3']:
         found = f'the number of axes in the header is {" and ".join(axes)}' if axes else \
-            'the header does not say how many axes there are'
+            f'this is {kind} whose header does not say how many axes there are'
         fail(found, '3', 'save a single volume to its own file')
     for name in (v for k,v in fields if k.lower().replace(' ', '') in ('elementdatafile', 'datafile')):
         if not re.fullmatch(r'[^%/\\]+', name) or name.split()[0] == 'LIST':
