@@ -513,15 +513,14 @@ def kits_demo(
     out:str='kits_demo',  # Folder for everything it makes
     seed:int=None,        # Another synthetic patient; some have no tumor
     train:bool=False,     # Train a network from nothing instead, on phantoms, and segment others: minutes
-    n:int=None,           # With --train: phantoms to train on (default: 96)
-    epochs:int=None,      # With --train: epochs, about 20 seconds each on two cores (default: 10)
+    n:int=None,           # Phantoms to train on (default: 96); implies --train
+    epochs:int=None,      # About 20 seconds each on two cores (default: 10); implies --train
     debug:bool=False      # Show where an unexpected error comes from
 ):
     "Segment a synthetic patient with the network in the package, score it, and write a report"
     with plain_errors(debug):
         from kits_nb.demo import box_demo, train_demo
-        if wrong := [k for k,v in dict(n=n, epochs=epochs).items() if v is not None and not train]:
-            raise CaseError(f'--{wrong[0]} is about training', fix='add --train')
+        train = train or n is not None or epochs is not None
         if seed is not None and (train or seed < 0):
             raise CaseError('training takes no --seed' if train else f'there is no patient {seed}',
                             fix='leave it out' if train else 'use a seed from 0 on')
