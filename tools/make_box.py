@@ -27,9 +27,7 @@ def main():
     parser.add_argument('--clean', default='', help='postprocessing as JSON, such as {"kidneys": true}')
     a = parser.parse_args()
     net, run = load_model(a.run), load_json(a.run/'run.json')
-    recipe = run['recipe']
-    flips = [i for i, p in enumerate(recipe['train'].get('flip', (.5,)*3)) if p]
-    meta = dict(net.meta, flips=flips) | (dict(clean=json.loads(a.clean)) if a.clean else {})
+    meta = net.meta | (dict(clean=json.loads(a.clean)) if a.clean else {})
     save_model(BOX, net, {k: meta[k] for k in KEEP if k in meta}, half=True)
     with open(a.run/"log.csv", newline="") as f:
         log = [{k: number(v) for k, v in row.items()} for row in csv.DictReader(f)]

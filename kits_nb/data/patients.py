@@ -8,7 +8,6 @@ Docs: https://kits-nb.github.io/kits_nb/engine/patients.html.md"""
 __all__ = ['BLOCK', 'FIRST_TRAINING', 'FIRST_HELD_OUT', 'PatientDataset', 'patient_dataloaders', 'patient_series']
 
 # %% ../../nbs/engine/49_patients.ipynb #3b12072f
-from collections import OrderedDict
 from threading import Lock
 from types import SimpleNamespace
 import hashlib, weakref, numpy as np
@@ -40,7 +39,11 @@ class PatientDataset(CropDataset):
     ):
         super().__init__(range(patients), size, per_case, probs, 0., seed, split_idx, draws)
         store_attr('spacing,variety,num_workers')
-        self.kept,self.uses,self.lock,self.pool = OrderedDict(), {}, Lock(), None
+        self.lock,self.pool = Lock(), None
+
+    def set_epoch(self, epoch):
+        super().set_epoch(epoch)
+        self.kept,self.uses = {}, {}      # patients of which other processes had some crops go, too
 
     def patient_of(self,
         i:int # Item

@@ -376,7 +376,7 @@ def start_from(
     own = load_model(_trained(recipe.train.init), fast=False)
     if tuple(own.meta['spacing']) != tuple(recipe.prepare.spacing):
         want,found = (','.join(f'{v:g}' for v in o) for o in (own.meta['spacing'], recipe.prepare.spacing))
-        raise CaseError(f'the cases are prepared at {found} mm, the first network works at {want} mm',
+        raise CaseError(f'the cases are prepared at {found} mm, the network to start from works at {want}',
                         fix=f'run kits-prepare with --spacing {want}')
     old,new = own.cfg.to_dict(), net.cfg.to_dict()
     for k in old:
