@@ -218,8 +218,13 @@ def _draw_body(rng, v):
                 bowel=rng.uniform(9, 15), oral=rng.choice([9., .9, .2, -.4], p=[.45,.2,.2,.15]),
                 gas=rng.uniform(.5, 1.6), stomach=rng.uniform(.75, 1.5), gaslevel=rng.uniform(-85, -60),
                 psoas=rng.uniform(.75, 1.25), colon=rng.uniform(.75, 1.25), bladder=rng.uniform(.5, 1.4),
-                spleen=float(np.exp(n(.22))), liver=float(np.exp(n(.08))), leftlobe=rng.uniform(.6, 1.25),
+                spleen=float(np.exp(n(.22))), liver=float(np.exp(n(.12))), leftlobe=rng.uniform(.6, 1.25),
                 genital=rng.uniform(.6, 1.4), gallbladder=rng.uniform(.3, 1.3))
+
+def _draw_liver(rng, v):
+    "How low its lobes hang; now and then a tongue beside the kidney, Riedel's lobe"
+    tongue = rng.uniform(15, 75) if rng.random() < .2*v.rare else 0.
+    return dict(liverz=rng.normal(0, 13*v.body), leftz=rng.uniform(-12, 40)*v.body, tongue=tongue)
 
 # %% ../../nbs/engine/47_anatomy.ipynb #69e7d0b5
 def _draw_kidney(rng, v, side, rare):
@@ -237,7 +242,7 @@ def _draw_kidney(rng, v, side, rare):
              rough=rng.uniform(.6, 1.8),
              sinus=rng.uniform(.6, 1.35), fat=rng.uniform(.3, 1.), pelvis=rng.uniform(.1, .6), hydro=0.,
              pyramids=rng.uniform(17, 24), phase=rng.uniform(0, 6.3, 3), rim=rng.uniform(.5, 5),
-             perirenal=float(np.exp(rng.normal(np.log(6), .6))), fascia=rng.random() < .6, scar=0.)
+             perirenal=float(np.exp(rng.normal(np.log(5), .75))), fascia=rng.random() < .6, scar=0.)
     if rare == 'atrophic':
         k.update(radii=radii*rng.uniform(.5, .75), sinus=1.4, cortex=k['cortex']*.6, rough=3.)
     if rare == 'hydro': k.update(hydro=rng.uniform(.3, 1.), pelvis=1.3, radii=radii*rng.uniform(1, 1.2))
@@ -501,7 +506,7 @@ def draw_patient(
     tile = rng.standard_normal((TILE,)*3, np.float32)
     size = 1 + rng.normal(0, .05)*v.body
     scale = size*np.exp(rng.normal(0, .025*v.body, 3))
-    b = _draw_body(rng, v)
+    b = _draw_body(rng, v) | _draw_liver(np.random.default_rng([seed, 31]), v)
     rare = rng.choice(['', 'single', 'atrophic', 'hydro', 'horseshoe'], p=_rare(v.rare))
     kinds = [rare if rare in ('atrophic','hydro') and i == 0 else '' for i in rng.permutation(2)]
     kidneys = [_draw_kidney(rng, v, s, k) for s,k in zip((-1,1), kinds)]
@@ -773,10 +778,11 @@ def _paint_chest(c, cavity):
 # %% ../../nbs/engine/47_anatomy.ipynb #c30f8846
 def _paint_liver(c, cavity, above):
     b,z,y,x = c.p.body, c.z, c.y, c.x
-    if (box := c.where((-190,-150,-160), (90,90,110), 20)) is None: return
-    k = b['liver']
-    right = _ball(z, y, x, (-60, -18, -92), (97*k, 104*k, 86*k))
-    left = _ball(z, y, x, (-98, -62, 8), (44*k*b['leftlobe'], 36*k, 82*b['leftlobe']))
+    if (box := c.where((-190,-150,-160), (150,90,110), 20)) is None: return
+    k,low = b['liver'], b['liverz']
+    right = _ball(z, y, x, (-60 + low, -18, -92), (97*k, 104*k, 86*k))
+    if b['tongue']: right = _blend(right, _ball(z, y, x, (-20 + b['tongue'], -25, -112), (80, 62, 34)), 20.)
+    left = _ball(z, y, x, (-98 + b['leftz'], -62, 8), (44*k*b['leftlobe'], 36*k, 82*b['leftlobe']))
     liver = _blend(right, left, 18.) + 2.5*c.n1 + 1.2*c.n2
     liver = torch.maximum(torch.maximum(liver, -above + 2), cavity + 2)
     fossa = _ball(z, y, x, (5, -45, -35), (45, 35, 30))

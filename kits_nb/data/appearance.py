@@ -30,7 +30,7 @@ PHASES = dict(
 # %% ../../nbs/engine/48_appearance.ipynb #4e435341
 FIXED = dict(   # HU of tissues that take up no contrast: lowest and highest mean over patients, unevenness
     air=(-1000,-1000,0), fat=(-112,-88,7), vfat=(-106,-82,9), fascia=(-45,30,8), lung=(-900,-780,25),
-    gallbladder=(0,18,2), meal=(5,60,14), stool=(-20,70,55), chyme=(15,50,12), oral=(200,600,60),
+    gallbladder=(0,18,2), meal=(5,60,14), stool=(-20,70,55), chyme=(15,50,12), oral=(120,600,40),
     gas=(-1000,-930,8), calcium=(350,900,60), bone=(300,560,60), marrow=(90,230,28), disc=(65,100,8),
     canal=(18,35,6), cartilage=(60,140,10), fluid=(2,22,3), table=(-300,250,20), cloth=(-800,-300,60),
     metal=(2500,3071,0), wire=(300,1500,0), sinus=(-102,-65,10), outercyst=(-2,16,2), cyst=(-2,16,2),
