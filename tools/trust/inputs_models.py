@@ -76,6 +76,23 @@ def whole_numbers(w): return {k: v.int() for k, v in w.items()}
 def turned(w): k = next(k for k in w if w[k].dim() == 5); w[k] = w[k][:1].clone(); return w
 
 
+def box(d, change):
+    "A copy of the package's own network, with other bytes as its weights"
+    from kits_nb.network.saving import BOX
+    shutil.copytree(BOX, d/'run')
+    path = d/'run'/'model.safetensors'
+    path.write_bytes(change(path))
+
+
+def one_bit(path): b = bytearray(path.read_bytes()); b[-1] ^= 1; return bytes(b)
+
+
+def replaced(path):
+    "The same network with weights of somebody else"
+    from safetensors.torch import load_file, save
+    return save({k: v*1.001 for k, v in load_file(path).items()})
+
+
 def header(d, head, body=b''):
     "A safetensors file with a header of our own"
     model(d)
@@ -127,7 +144,9 @@ MODELS += [(f'weights: {name}', write, words) for name, write, words in [
                                                 b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
                                              bytes(4)),
      ['do not fit']),
-    ('empty', lambda d: (model(d), (d/'run'/'model.safetensors').write_bytes(b'')), ['do not fit'])]]
+    ('empty', lambda d: (model(d), (d/'run'/'model.safetensors').write_bytes(b'')), ['do not fit']),
+    ("the package's, one bit changed", lambda d: box(d, one_bit), ['SHA-256', 'copy the whole folder']),
+    ("the package's, replaced", lambda d: box(d, replaced), ['SHA-256', 'copy the whole folder'])]]
 
 
 # States
