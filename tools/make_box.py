@@ -3,7 +3,8 @@
 
 Writes kits_nb/box/: the weights of the run folder RUN in float16, its settings with the weights' SHA-256, and
 box.json, which says how they came about: commit, seed, recipe, device, log. `--commit` names the commit where
-the run folder could not know it. Its scores are added by `python bench/box.py --save`."""
+the run folder could not know it. A run that began with the package's network (`kits-train run --recipe box
+--init box`) keeps that one's facts as `before`. Scores are added by `python bench/box.py --save`."""
 import argparse, csv, json
 from pathlib import Path
 from kits_nb.core import load_json, save_json
@@ -24,15 +25,20 @@ def main():
     parser.add_argument('run', type=Path)
     parser.add_argument('--note', default='', help='what the settings do not say')
     parser.add_argument('--commit', default='', help='by default the one in run.json')
+    parser.add_argument('--window', type=int, help='voxels a side that prediction sees at once; default: the crop')
     parser.add_argument('--clean', default='', help='postprocessing as JSON, such as {"kidneys": true}')
     a = parser.parse_args()
     net, run = load_model(a.run), load_json(a.run/'run.json')
     meta = net.meta | (dict(clean=json.loads(a.clean)) if a.clean else {})
+    if a.window: meta['window'] = [a.window]*3
     save_model(BOX, net, {k: meta[k] for k in KEEP if k in meta}, half=True)
     with open(a.run/"log.csv", newline="") as f:
         log = [{k: number(v) for k, v in row.items()} for row in csv.DictReader(f)]
     facts = {k: run[k] for k in ('commit', 'started', 'device', 'versions', 'recipe', 'cases', 'inputs')}
     facts |= dict(note=a.note, log=log) | (dict(commit=a.commit) if a.commit else {})
+    if run['recipe']['train']['init'] == 'box':
+        before = load_json(BOX/'box.json')
+        facts['before'] = [*before.pop('before', []), before]
     save_json(BOX/'box.json', facts)
     size = (BOX/'model.safetensors').stat().st_size
     print(f'{BOX}: {size/1e6:.2f} MB, sha256 {load_json(BOX/"config.json")["sha256"]}')
