@@ -1,14 +1,14 @@
 """Which choice makes a network of synthetic patients better: one change at a time, at the same budget
 
-    python bench/steps.py --cache DIR                     train and score all steps; can be stopped and resumed
+    python bench/steps.py --cache DIR                     train and score all; can be stopped and resumed
     python bench/steps.py --cache DIR --steps base,mask   some of them
     python bench/steps.py --cache DIR --crops 96 --limit 1 --sections patients      a quick try
 
 Each step is the recipe `box` from nothing, with the changes that its name stands for in `STEPS`, trained on
 the same number of voxels: `--crops` crops of 48 x 48 x 48 or as many of another size as hold the same. Its
 network is scored as `box.py` does, without cleaning: `--sections` patients, painted, real. The labelled real
-scan is never asked. Rows go to DIR/steps.json as they are done, with what they depend on; a row of other settings is
-made again. Meant for comparison only: the budget is a small part of what a good network needs."""
+scan is never asked. Rows go to DIR/steps.json as they are done, with what they depend on; a row of other
+settings is made again. Meant for comparison only: the budget is a small part of what a good network needs."""
 
 import argparse, time, warnings
 from pathlib import Path
