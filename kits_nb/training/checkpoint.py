@@ -1,4 +1,4 @@
-"""The whole state of a training in one file, and what stops a training before it does harm
+"""The whole state of a training run in one file, and what stops the run before it does harm
 
 Docs: https://kits-nb.github.io/kits_nb/engine/checkpoint.html.md"""
 
@@ -94,7 +94,7 @@ def save_state(
     opt,            # Its optimiser, without wrappers
     **facts         # Whatever else must be known, ready for JSON
 ) -> Path: # The file
-    "Save the whole state of a training, completely or not at all"
+    "Save the whole state of a training run, completely or not at all"
     opt_tensors,opt_values,groups = read_optimizer(opt)
     tensors = {f'net.{k}': v for k,v in net.state_dict().items()} | {'rng.torch': torch.get_rng_state()}
     tensors |= {f'opt.{k}': v for k,v in opt_tensors.items()}
@@ -126,13 +126,13 @@ def check_facts(
 def load_state(
     path:Path|str # Made by `save_state`
 ) -> tuple: # (name -> tensor, facts); raises `CaseError` for a damaged or foreign file
-    "Read the state of a training; no code in the file is run"
+    "Read the state of a training run; no code in the file is run"
     try:
         with safe_open(path, 'pt') as f:
             tensors,facts = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})['facts'])
         check_facts(facts)
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as e:
-        raise CaseError(f'the file does not hold the state of a training ({type(e).__name__}: {e})',
+        raise CaseError(f'the file does not hold the state of a training run ({type(e).__name__}: {e})',
                         fix='it may be damaged: train into another folder', path=path) from None
     if facts['format'] != STATE_FORMAT:
         raise CaseError(f'the file has format {facts["format"]}, this kits_nb reads format {STATE_FORMAT}',
@@ -256,7 +256,7 @@ class StopOnNaN(Callback):
 def explained(
     run:Path|str # Run folder
 ): # Context; raises `CaseError` for a full disk, or a state file that cannot be read or written
-    "Say in words what ended a training"
+    "Say in words what ended a training run"
     try: yield
     except (OSError, SafetensorError) as e:
         reason = re.sub(r'^Exception occured in \S+ when calling event \S+:\s*', '', str(e))  # fastai's words

@@ -1,4 +1,4 @@
-"""What a training asks of the machine that it runs on
+"""What a training run asks of the machine that it runs on
 
 Docs: https://kits-nb.github.io/kits_nb/engine/machine.html.md"""
 
