@@ -1,7 +1,7 @@
 """How many labelled scans does fine-tuning need? Painted label maps stand for the scans of another scanner
 
-    python bench/finetune.py --cache DIR --save           the whole table of the book, in 40 minutes on two cores
-    python bench/finetune.py --cache DIR                  the same, without saving; what is done is not repeated
+    python bench/finetune.py --cache DIR --save      the whole table of the book, in 40 minutes on two cores
+    python bench/finetune.py --cache DIR             the same without saving; what is done is not repeated
     python bench/finetune.py --cache DIR --n 0,1 --draws 1 --steps 4 --ways free --cases 1      a quick test
 
 For 0, 1, 2, 4 and 8 training cases the network of the package is trained further in two ways, `free` and
@@ -9,12 +9,12 @@ For 0, 1, 2, 4 and 8 training cases the network of the package is trained furthe
 rate of the recipe tiny. A run takes the same number of steps whatever the number of cases. Draws share no
 training case; within a draw, fewer cases are the first of the more. `box` is the package's network as it is.
 
-The training cases are label maps of KiTS19 below 00060 with at most 200 slices; one more, always the same, is
-held out by the runs, as a run needs one, and has no influence. The scores are Dice on the scans' own grid, raw
-and after the cleaning of the package's network, with its window, on the first of the painted scans of box.py,
-which no run sees. Needs KITS_DATA. Without `--cache` all is made in a temporary folder; with that of box.py
-its painted scans serve here too. A run is known by its settings, its cases and the weights that it starts from:
-with other weights in the package the same command measures again what depends on them."""
+The training cases are label maps of KiTS19 below 00060 with at most 200 slices. One more, always the same, is
+held out by the runs, because a run needs one; it has no influence. The scores are Dice on the scans' own grid,
+raw and after the cleaning of the package's network, with its window, on the first of the painted scans of
+box.py, which no run sees. Needs KITS_DATA. Without `--cache` all is made in a temporary folder; in that of
+box.py the painted scans are used again. A run is known by its settings, its cases and the weights that it
+starts from: with other weights in the package the same command measures again what depends on them."""
 
 import argparse, hashlib, json, math, os, shutil, tempfile, time
 from pathlib import Path
@@ -111,7 +111,7 @@ def lengths(steps, bs, n, most):
                         fix=f'choose numbers of cases that divide {most}, and steps of {unit // bs}, '
                             f'{2 * unit // bs}, {3 * unit // bs} and so on')
     units = steps * bs // unit
-    epochs = max(e for e in range(1, 11) if units % e == 0)
+    epochs = max(e for e in range(1, 7) if units % e == 0)  # each ends with a checkpoint
     return epochs, steps * bs // (epochs * n)
 
 
