@@ -341,15 +341,22 @@ def _fit(run, learn, recipe, sides, same, state, echo, progress):
     learn.model.to(learn.dls.device)
     learn.create_opt()
     if state: restore_state(learn.model, inner_optimizer(learn.opt), *state)
-    cfg = recipe.train
-    meta = dict(spacing=recipe.prepare.spacing, window=cfg.crop, fold=cfg.fold, cases=len(sides[0]),
-                flips=[axis for axis,p in enumerate(cfg.flip) if p])
+    meta = _meta(recipe, len(sides[0]), state)
     cbs = [EpochLog(run/'log.csv', None if progress else echo, rows), Checkpoint(run, meta, same, state)]
     quiet = [nullcontext()]*2 if progress else [learn.no_bar(), learn.no_logging()]
     with explained(run):
         if world()[0] == 0: _describe(run, learn, recipe, sides, state)
         with distributed(learn), quiet[0], quiet[1]:
             learn.fit(recipe.train.epochs, cbs=cbs, start_epoch=start)
+
+def _meta(recipe, cases, state):
+    "What prediction needs to know; the cleaning is that of the network to start from"
+    cfg = recipe.train
+    clean = state[1]['meta'].get('clean') if state else _init_meta(cfg).get('clean')
+    return dict(spacing=recipe.prepare.spacing, window=cfg.crop, fold=cfg.fold, cases=cases,
+                flips=[axis for axis,p in enumerate(cfg.flip) if p]) | (dict(clean=clean) if clean else {})
+
+def _init_meta(cfg): return read_model_config(_trained(cfg.init)/'config.json')[1] if cfg.init else {}
 
 def _describe(run, learn, recipe, sides, state):
     "Write run.json, or note in it that the run is resumed"
