@@ -57,7 +57,7 @@ def main():
     wrong = (worst[1].data > 0) != (seg[id(worst)] > 0)
     extra = (false[1].data == 2) & (seg[id(false)] != 2)
     masks = [(missed, seg[id(missed)] == 2, f"missed: {missed[2]['true_tumor_ml']:.0f} ml of tumor"),
-             (false, extra, f"false: {false[2]['tumor_ml']:.0f} ml of tumor"),
+             (false, extra, f"false: {false[2]['false_tumor_ml']:.0f} ml of tumor"),
              (worst, wrong, f"worst kidneys: Dice {worst[2]['kidney']:.2f}")]
     fig, axs = plt.subplots(1, 3, figsize=(12, 3.1), layout='constrained', facecolor='white')
     for ax, (o, mask, title) in zip(axs, masks):
