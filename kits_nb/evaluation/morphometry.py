@@ -202,10 +202,11 @@ def find_kidneys(
     "One kidney on each side, with what lies close to it"
     seg = checked_labels(seg)
     parts = _parts(seg, seg.data > BACKGROUND)
-    able = [p for p in parts if (seg.data[p.index] == KIDNEY).any()] or parts
+    tissue = lambda p: (seg.data[p.index] == KIDNEY).mean()*p.ml           # ml, without tumor
+    able = sorted((p for p in parts if tissue(p)), key=tissue, reverse=True) or parts
     if not able: return [], []
     first = able[0]
-    least = min_share*(seg.data[first.index] == KIDNEY).mean()*first.ml
+    least = min_share*tissue(first)
     beside = _beside(seg, first, min_gap_mm)
     pair = [first, *[p for p in able[1:] if p.ml >= least and beside(p)][:1]]
     kidneys = np.zeros(seg.shape, bool)
