@@ -1,12 +1,12 @@
 """How many labelled scans does fine-tuning need? Painted label maps stand for the scans of another scanner
 
-    python bench/finetune.py --cache DIR --save      the whole table of the book, in 40 minutes on two cores
+    python bench/finetune.py --cache DIR --save      the table of the book, in 25 minutes on two cores
     python bench/finetune.py --cache DIR             the same without saving; what is done is not repeated
     python bench/finetune.py --cache DIR --n 0,1 --draws 1 --steps 4 --ways free --cases 1      a quick test
 
 For 0, 1, 2, 4 and 8 training cases the network of the package is trained further in two ways, `free` and
-`frozen` (the encoder keeps its weights). `scratch` is the same network from random weights, with the learning
-rate of the recipe tiny. A run takes the same number of steps whatever the number of cases. Draws share no
+`frozen` (the encoder keeps its weights). `--ways` adds `scratch`: the same network from random weights, with
+the learning rate of the recipe tiny. A run takes the same number of steps whatever the number of cases. Draws share no
 training case; within a draw, fewer cases are the first of the more. `box` is the package's network as it is.
 
 The training cases are label maps of KiTS19 below 00060 with at most 200 slices. One more, always the same, is
@@ -211,12 +211,12 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     p.add_argument('--cache', default='', help='folder of scans and runs; default: a temporary one')
     p.add_argument('--n', type=numbers, default=numbers('0,1,2,4,8'), help='numbers of training cases')
-    p.add_argument('--draws', type=int, default=3, help='how often cases are drawn')
-    p.add_argument('--ways', default=','.join(WAYS), help=f'of {",".join(WAYS)}')
-    p.add_argument('--cases', type=int, default=8, help='painted scans that are scored')
-    p.add_argument('--steps', type=int, default=96, help='training steps of a run')
-    p.add_argument('--bs', type=int, default=2, help='crops in a step')
-    p.add_argument('--crop', type=int, default=48, help='voxels along a side of a crop')
+    p.add_argument('--draws', type=int, default=2, help='how often cases are drawn')
+    p.add_argument('--ways', default='free,frozen', help=f'of {",".join(WAYS)}')
+    p.add_argument('--cases', type=int, default=5, help='painted scans that are scored')
+    p.add_argument('--steps', type=int, default=32, help='training steps of a run')
+    p.add_argument('--bs', type=int, default=1, help='crops in a step')
+    p.add_argument('--crop', type=int, default=96, help='voxels along a side of a crop')
     p.add_argument('--lr', type=float, default=0.0, help="of free and frozen; default: the recipe's")
     p.add_argument('--seed', type=int, default=0, help='of the draws')
     p.add_argument('--threads', type=int, default=0)
