@@ -7,8 +7,8 @@
 For 0, 1, 2, 4 and 8 training cases the network of the package is trained further in two ways, `free` and
 `frozen` (the encoder keeps its weights). `--ways` adds `scratch`: the same network from random weights, with
 the learning rate of the recipe tiny. A run takes the same number of steps whatever the number of cases. Draws
-share no training case; within a draw, fewer cases are the first of the more. `box` is the package's network as
-it is.
+share no training case; within a draw, fewer cases are the first of the more. `box` is the package's network
+as it is.
 
 The training cases are label maps of KiTS19 below 00060 with at most 200 slices. One more, always the same, is
 held out by the runs, because a run needs one; it has no influence. The scores are Dice on the scan's grid,
