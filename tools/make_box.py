@@ -25,7 +25,8 @@ def main():
     parser.add_argument('run', type=Path)
     parser.add_argument('--note', default='', help='what the settings do not say')
     parser.add_argument('--commit', default='', help='by default the one in run.json')
-    parser.add_argument('--window', type=int, help='voxels a side that prediction sees at once; default: the crop')
+    size = 'voxels a side that prediction sees at once; by default the crop'
+    parser.add_argument('--window', type=int, help=size)
     parser.add_argument('--clean', default='', help='postprocessing as JSON, such as {"kidneys": true}')
     a = parser.parse_args()
     net, run = load_model(a.run), load_json(a.run/'run.json')

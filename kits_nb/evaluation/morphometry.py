@@ -202,7 +202,7 @@ def find_kidneys(
     "One kidney on each side, with what lies close to it"
     seg = checked_labels(seg)
     parts = _parts(seg, seg.data > BACKGROUND)
-    tissue = lambda p: (seg.data[p.index] == KIDNEY).mean()*p.ml           # ml, without tumor
+    tissue = lambda p: (seg.data[p.index] == KIDNEY).mean()*p.ml        # ml, without tumor
     able = sorted((p for p in parts if tissue(p)), key=tissue, reverse=True) or parts
     if not able: return [], []
     first = able[0]
