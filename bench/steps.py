@@ -2,15 +2,15 @@
 
     python bench/steps.py --cache DIR                     train and score all; can be stopped and resumed
     python bench/steps.py --cache DIR --steps base,mask   some of them
-    python bench/steps.py --cache DIR --crops 96 --limit 1 --sections patients      a quick try
+    python bench/steps.py --cache DIR --crops 4 --limit 1 --sections patients      a quick try
 
 Each step is the recipe `box` from nothing, with the changes that its name stands for in `STEPS`, trained on
-the same number of voxels: `--crops` crops of 48 x 48 x 48 or as many of another size as hold the same. Its
+the same number of voxels: `--crops` crops of 96 x 96 x 96 or as many of another size as hold the same. Its
 network is scored as `box.py` does, without cleaning: `--sections` patients, painted, real. The labelled real
-scan is never asked. Rows go to DIR/steps.json as they are done, with what they depend on; a row of other
-settings is made again. Meant for comparison only: the budget is a small part of what a good network needs."""
+scan is never asked. Rows go to DIR/steps.json as they are done; with other settings or another generator a row
+is made anew. Meant for comparison only: the budget is a small part of what a good network needs."""
 
-import argparse, time, warnings
+import argparse, hashlib, json, time, warnings
 from pathlib import Path
 
 warnings.filterwarnings('ignore')
@@ -25,12 +25,12 @@ from kits_nb.network.saving import load_model
 from kits_nb.training.recipe import get_recipe
 from kits_nb.training.run import train
 
-SIDE, PER_CASE = 48, 4
+SIDE, PER_CASE = 96, 4
 STEPS = dict(
     base=dict(),
     mask=dict(boundary=False),  # no boundary stream, no edge losses
     mask_edges_off=dict(weights=(1.0, 0.0, 0.0)),  # the stream is there, and nothing rewards it
-    wide_crop=dict(crop=(96, 96, 96), bs=1),
+    small_crop=dict(crop=(48, 48, 48), bs=16),
     coarse=dict(spacing=(4.0, 4.0, 4.0)),
     plain=dict(variety='plain'),
     wild=dict(variety='wide'),
@@ -42,24 +42,15 @@ STEPS = dict(
 
 def recipe_of(changes, crops, threads, seed):
     "The recipe `box` on a CPU with these changes, at the budget"
-    base = dict(crop=(SIDE,) * 3, bs=6, per_case=PER_CASE, lr=8e-4, num_workers=0, threads=threads, seed=seed)
+    base = dict(crop=(SIDE,) * 3, bs=2, per_case=PER_CASE, lr=8e-4, num_workers=0, threads=threads, seed=seed)
     r = get_recipe('box').replace(**base | changes)
     n = crops * SIDE**3 // (r.train.crop[0] ** 3)  # as many voxels
-    epochs = max(1, min(10, n // (24 * PER_CASE)))
+    epochs = max(1, min(10, n // (4 * PER_CASE)))
     return r.replace(epochs=epochs, patients=max(1, n // (PER_CASE * epochs)), held_out=8)
 
 
-def key_of(recipe, a):
-    "What a row depends on"
-    code = box.version_of(anatomy, appearance)
-    return dict(recipe=recipe.to_dict(), generator=code, sections=sorted(a.sections), limit=a.limit)
-
-
-def same(x, y):
-    "Equal as JSON"
-    plain = lambda o: [plain(v) for v in o] if isinstance(o, (list, tuple)) else \
-        {k: plain(v) for k, v in o.items()} if isinstance(o, dict) else o
-    return plain(x) == plain(y)
+def digest(*facts):
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def score(run, a, cache):
@@ -80,13 +71,15 @@ def made(name, a, cache):
     path = cache / 'steps.json'
     rows = load_json(path) if path.exists() else {}
     recipe = recipe_of(STEPS[name], a.crops, a.threads, a.seed)
-    key, label = key_of(recipe, a), f'{name}-{a.crops}-{a.seed}'
-    if label in rows and same(rows[label]['key'], key):
+    trained = digest(recipe.to_dict(), box.version_of(anatomy, appearance))
+    label = f'{name}-{digest(trained, sorted(a.sections), a.limit)}'
+    if label in rows:
         return rows[label]
-    run, start = cache / 'steps' / label, time.perf_counter()
+    run, start = cache / 'steps' / f'{name}-{trained}', time.perf_counter()
     train(None, run, recipe, resume=True, echo=box.say)
     seconds = time.perf_counter() - start
-    row = dict(key=key, seconds=seconds, machine=machine(), scores=score(run, a, cache))
+    row = dict(recipe=recipe.to_dict(), crops=a.crops, seconds=seconds, machine=machine())
+    row['scores'] = score(run, a, cache)
     save_json(path, (load_json(path) if path.exists() else {}) | {label: row})
     return row
 
@@ -109,7 +102,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--cache', required=True, type=Path, help='folder of scans, runs and rows')
     p.add_argument('--steps', default=','.join(STEPS), help='default: all')
-    p.add_argument('--crops', type=int, default=1920, help=f'budget, crops of {SIDE} voxels a side')
+    p.add_argument('--crops', type=int, default=240, help=f'budget, crops of {SIDE} voxels a side')
     p.add_argument('--sections', default='patients,real', help='of patients,painted,real')
     p.add_argument('--limit', type=int, help='only the first scans of each kind')
     p.add_argument('--threads', type=int, default=0)
