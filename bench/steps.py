@@ -7,8 +7,8 @@
 Each step is the recipe `box` from nothing, with the changes that its name stands for in `STEPS`, trained on
 the same number of voxels: `--crops` crops of 96 x 96 x 96 or as many of another size as hold the same. Its
 network is scored as `box.py` does, without cleaning: `--sections` patients, painted, real. The labelled real
-scan is never asked. Rows go to DIR/steps.json as they are done; with other settings or another generator a row
-is made anew. Meant for comparison only: the budget is a small part of what a good network needs."""
+scan is never asked. Rows go to DIR/steps.json as they are done; with other settings or another generator a
+row is made anew. Meant for comparison only: the budget is a small part of what a good network needs."""
 
 import argparse, hashlib, json, time, warnings
 from pathlib import Path
