@@ -19,6 +19,20 @@ def number(text):
     except ValueError: return text
 
 
+def facts_of(run):
+    "What is known of a run folder, and in `before` of those that it started from"
+    told = load_json(run/'run.json')
+    facts = {k: told[k] for k in ('commit', 'started', 'device', 'versions', 'recipe', 'cases', 'inputs')}
+    with open(run/"log.csv", newline="") as f:
+        facts['log'] = [{k: number(v) for k, v in row.items()} for row in csv.DictReader(f)]
+    train = facts['recipe']['train']
+    if init := train['init']:
+        last = load_json(BOX/'box.json') if init == 'box' else facts_of(Path(init))
+        facts['before'] = [*last.pop('before', []), last]
+        train['init'] = Path(init).name         # no place of this machine
+    return facts
+
+
 def main():
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
@@ -29,17 +43,11 @@ def main():
     parser.add_argument('--window', type=int, help=size)
     parser.add_argument('--clean', default='', help='postprocessing as JSON, such as {"kidneys": true}')
     a = parser.parse_args()
-    net, run = load_model(a.run), load_json(a.run/'run.json')
+    net, facts = load_model(a.run), facts_of(a.run) | dict(note=a.note)
+    if a.commit: facts['commit'] = a.commit
     meta = net.meta | (dict(clean=json.loads(a.clean)) if a.clean else {})
     if a.window: meta['window'] = [a.window]*3
     save_model(BOX, net, {k: meta[k] for k in KEEP if k in meta}, half=True)
-    with open(a.run/"log.csv", newline="") as f:
-        log = [{k: number(v) for k, v in row.items()} for row in csv.DictReader(f)]
-    facts = {k: run[k] for k in ('commit', 'started', 'device', 'versions', 'recipe', 'cases', 'inputs')}
-    facts |= dict(note=a.note, log=log) | (dict(commit=a.commit) if a.commit else {})
-    if run['recipe']['train']['init'] == 'box':
-        before = load_json(BOX/'box.json')
-        facts['before'] = [*before.pop('before', []), before]
     save_json(BOX/'box.json', facts)
     size = (BOX/'model.safetensors').stat().st_size
     print(f'{BOX}: {size/1e6:.2f} MB, sha256 {load_json(BOX/"config.json")["sha256"]}')
