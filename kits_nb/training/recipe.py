@@ -98,9 +98,9 @@ RECIPES = dict(
                     probs=(.4,.3,.3), flip=(0.,0.,.5), intensity=(.05,.02), deform=(.1,10.,3.),
                     num_workers=8)),
     finetune = Recipe(PrepareConfig(spacing=(3.,3.,3.)), NetConfig.preset('box'),
-        TrainConfig(crop=(64,64,64), bs=2, per_case=4, epochs=20, lr=2e-4, beta2=.99, clip=1., probs=(.5,.3,.2),
-                    jitter=.5, flip=(0.,0.,.5), intensity=(.05,.02), deform=(.1,10.,3.), init='box',
-                    num_workers=2)),
+        TrainConfig(crop=(64,64,64), bs=2, per_case=4, epochs=20, lr=2e-4, beta2=.99, clip=1.,
+                    probs=(.5,.3,.2), jitter=.5, flip=(0.,0.,.5), intensity=(.05,.02), deform=(.1,10.,3.),
+                    init='box', num_workers=2)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
         TrainConfig(crop=(128,128,128), bs=4, per_case=2, lr=2e-4, wd=1e-5, num_workers=8)),
     paper = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'), TrainConfig(num_workers=4)))
