@@ -6,7 +6,7 @@ the arrows between packages and for the site's pages. The last line counts what 
 import base64, contextlib, io, json, sys, tempfile
 from pathlib import Path
 
-import check_all, check_arrows, check_book, check_site, make_readme
+import check_all, check_arrows, check_book, check_site, make_box, make_readme
 from notebooks import read_book
 
 failures, passes = [], 0
@@ -301,6 +301,33 @@ def test_readme():
     same('page', link('[a](book/07_blocks.ipynb#b)'), f'[a]({url}/book/blocks.html#b)')
     same('qmd', link('[a](results.qmd)'), f'[a]({url}/results.html)')
     same('picture', link('![a](images/a.png){fig-alt="b"}'), '![a](nbs/images/a.png)')
+
+
+def run_folder(folder, seed, init=''):
+    "The records of a run, without its weights"
+    folder.mkdir()
+    facts = dict.fromkeys(('commit', 'started', 'device', 'versions', 'cases', 'inputs'), 'x')
+    facts |= dict(recipe=dict(train=dict(seed=seed, init=init)), command=['kits-train', str(folder)])
+    (folder/'run.json').write_text(json.dumps(facts))
+    (folder/'log.csv').write_text(f'epoch,loss,time\n1,0.{seed},00:01\n')
+    return folder
+
+
+def test_box():
+    with tempfile.TemporaryDirectory() as d:
+        first = run_folder(Path(d)/'first', 1)
+        second = run_folder(Path(d)/'second', 2, str(first))
+        third = make_box.facts_of(run_folder(Path(d)/'third', 3, str(second)))
+        continued = make_box.facts_of(run_folder(Path(d)/'fourth', 4, 'box'))
+    same('the runs that it started from, the first one first',
+         [o['recipe']['train'] for o in third['before']], [dict(seed=1, init=''), dict(seed=2, init='first')])
+    same('the last run', third['recipe']['train'], dict(seed=3, init='second'))
+    same('its log', third['log'], [dict(epoch=1.0, loss=.3, time='00:01')])
+    same('no place of a machine', d in json.dumps(third), False)
+    package = make_box.load_json(make_box.BOX/'box.json')
+    same("after the package's own", len(continued['before']), len(package.get('before', [])) + 1)
+    same('whose facts are the last', continued['before'][-1]['log'], package['log'])
+    same('and hold no others', [o for o in continued['before'] if 'before' in o], [])
 
 
 if __name__ == '__main__':
