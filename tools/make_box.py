@@ -4,19 +4,29 @@
 Writes kits_nb/box/: the weights of the run folder RUN in float16, its settings with the weights' SHA-256, and
 box.json, which says how they came about: commit, seed, recipe, device, log. `--commit` names the commit where
 the run folder could not know it. A run that began with the package's network (`kits-train run --recipe box
---init box`) keeps that one's facts as `before`. Scores are added by `python bench/box.py --save`."""
-import argparse, csv, json
+--init box`) keeps the facts of that one, as it was at the run's commit, as `before`. Scores are added by
+`python bench/box.py --save`."""
+import argparse, csv, json, subprocess
 from pathlib import Path
 from kits_nb.core import load_json, save_json
 from kits_nb.network.saving import load_model, save_model
 
-BOX = Path(__file__).resolve().parent.parent/'kits_nb'/'box'
+ROOT = Path(__file__).resolve().parent.parent
+BOX = ROOT/'kits_nb'/'box'
 KEEP = 'spacing', 'window', 'flips', 'epoch', 'clean'          # what prediction needs, and nothing of a place
 
 
 def number(text):
     try: return float(text)
     except ValueError: return text
+
+
+def package_facts(commit):
+    "box.json as it was at a commit"
+    command = ['git', '-C', str(ROOT), 'show', f'{commit}:kits_nb/box/box.json']
+    shown = subprocess.run(command, capture_output=True, text=True)
+    if shown.returncode: raise SystemExit(f'make_box.py: {shown.stderr.strip()}')
+    return json.loads(shown.stdout)
 
 
 def facts_of(run):
@@ -27,7 +37,7 @@ def facts_of(run):
         facts['log'] = [{k: number(v) for k, v in row.items()} for row in csv.DictReader(f)]
     train = facts['recipe']['train']
     if init := train['init']:
-        last = load_json(BOX/'box.json') if init == 'box' else facts_of(Path(init))
+        last = package_facts(facts['commit']) if init == 'box' else facts_of(Path(init))
         facts['before'] = [*last.pop('before', []), last]
         train['init'] = Path(init).name         # no place of this machine
     return facts

@@ -45,7 +45,7 @@ def draw(ax, scan, pred, z, title):
 
 
 def save(fig, path):
-    fig.savefig(path, dpi=130, pil_kwargs=dict(quality=80))
+    fig.savefig(path, dpi=130, bbox_inches='tight', pil_kwargs=dict(quality=80))
     print(f'{path}: {path.stat().st_size//1000} kB')
 
 
@@ -71,9 +71,9 @@ def draw_failures(rows, path):
 
 def slice_dice(pred, truth, least=100):
     "Dice of kidney with tumor in each axial slice; not a number where both have fewer pixels than `least`"
-    pred, truth = pred.data > 0, truth.data > 0
-    both, either = (pred & truth).sum((1, 2)), pred.sum((1, 2)) + truth.sum((1, 2))
-    return np.where(np.maximum(pred.sum((1, 2)), truth.sum((1, 2))) < least, np.nan, 2*both/np.maximum(either, 1))
+    both = ((pred.data > 0) & (truth.data > 0)).sum((1, 2))
+    p, t = ((o.data > 0).sum((1, 2)) for o in (pred, truth))
+    return np.where(np.maximum(p, t) < least, np.nan, 2*both/np.maximum(p + t, 1))
 
 
 def draw_real(row, path):

@@ -306,7 +306,7 @@ def test_readme():
 def run_folder(folder, seed, init=''):
     "The records of a run, without its weights"
     folder.mkdir()
-    facts = dict.fromkeys(('commit', 'started', 'device', 'versions', 'cases', 'inputs'), 'x')
+    facts = dict.fromkeys(('started', 'device', 'versions', 'cases', 'inputs'), 'x') | dict(commit='HEAD')
     facts |= dict(recipe=dict(train=dict(seed=seed, init=init)), command=['kits-train', str(folder)])
     (folder/'run.json').write_text(json.dumps(facts))
     (folder/'log.csv').write_text(f'epoch,loss,time\n1,0.{seed},00:01\n')
@@ -324,7 +324,7 @@ def test_box():
     same('the last run', third['recipe']['train'], dict(seed=3, init='second'))
     same('its log', third['log'], [dict(epoch=1.0, loss=.3, time='00:01')])
     same('no place of a machine', d in json.dumps(third), False)
-    package = make_box.load_json(make_box.BOX/'box.json')
+    package = make_box.package_facts('HEAD')
     same("after the package's own", len(continued['before']), len(package.get('before', [])) + 1)
     same('whose facts are the last', continued['before'][-1]['log'], package['log'])
     same('and hold no others', [o for o in continued['before'] if 'before' in o], [])
