@@ -98,7 +98,7 @@ RECIPES = dict(
                     probs=(.4,.3,.3), flip=(0.,0.,.5), intensity=(.05,.02), deform=(.1,10.,3.),
                     num_workers=8)),
     finetune = Recipe(PrepareConfig(spacing=(3.,3.,3.)), NetConfig.preset('box'),
-        TrainConfig(crop=(64,64,64), bs=2, per_case=4, epochs=20, lr=2e-4, beta2=.99, clip=1.,
+        TrainConfig(crop=(96,96,96), per_case=4, epochs=20, lr=2e-4, beta2=.99, clip=1.,
                     probs=(.5,.3,.2), jitter=.5, flip=(0.,0.,.5), intensity=(.05,.02), deform=(.1,10.,3.),
                     init='box', num_workers=2)),
     one_gpu = Recipe(PrepareConfig(spacing=(1.,1.,1.)), NetConfig.preset('paper'),
