@@ -9,8 +9,9 @@ __all__ = ['BLOCK', 'FIRST_TRAINING', 'FIRST_HELD_OUT', 'PatientDataset', 'patie
 
 # %% ../../nbs/engine/49_patients.ipynb #3b12072f
 from threading import Lock
+from multiprocessing.util import Finalize
 from types import SimpleNamespace
-import hashlib, weakref, numpy as np
+import hashlib, numpy as np
 from fastai.basics import *
 from fastai.data.all import *
 from ..core import *
@@ -88,10 +89,10 @@ def _forget(self:PatientDataset, number):
 
 @patch
 def _workers(self:PatientDataset):
-    "Processes that make patients, started when they are first needed"
+    "Processes that make patients, started when they are first needed; they end with the data set"
     if self.pool: return self.pool
     self.pool = worker_pool(self.num_workers) if self.num_workers else _Here()
-    weakref.finalize(self, self.pool.shutdown, wait=False, cancel_futures=True)
+    Finalize(self, self.pool.shutdown, kwargs=dict(cancel_futures=True), exitpriority=20)
     return self.pool
 
 class _Here:
