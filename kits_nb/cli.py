@@ -211,6 +211,7 @@ def kits_train(
     crop:str=None,         # Size of a crop in voxels: 48, or 32,48,48
     per_case:int=None,     # Crops of each case in an epoch
     patients:int=None,     # With --recipe box: synthetic patients in an epoch
+    variety:str=None,      # How much those patients differ: plain, clinic, wide or hard
     probs:str=None,        # Share of crops centred on tumor, any foreground, background: .8,.1,.1
     jitter:float=None,     # How far a crop may move off its centre, as a share of half its size: 0 to .99
     intensity:str=None,    # Largest random change of scale, and largest shift in HU/1000: .1,.1
@@ -233,7 +234,7 @@ def kits_train(
     "Train on prepared cases, or with --recipe box on patients made on the fly: kits-train --recipe box run"
     with plain_errors(debug):
         changes = dict(epochs=epochs, lr=lr, bs=bs, crop=crop, per_case=per_case, patients=patients,
-            probs=probs, jitter=jitter, intensity=intensity, fold=fold, n_folds=n_folds, seed=seed, init=init,
+            variety=variety, probs=probs, jitter=jitter, intensity=intensity, fold=fold, n_folds=n_folds, seed=seed, init=init,
             num_workers=num_workers, threads=threads, precision=precision, freeze=freeze or None,
             compile=False if no_compile else None, recompute=recompute or None)
         with _start_processes(processes)(debug=debug):
