@@ -232,13 +232,12 @@ def kits_train(
     debug:bool=False       # Show where an unexpected error comes from
 ):
     "Train on prepared cases, or with --recipe box on patients made on the fly: kits-train --recipe box run"
-    with plain_errors(debug):
+    with plain_errors(debug), _start_processes(processes)(debug=debug):
         changes = dict(epochs=epochs, lr=lr, bs=bs, crop=crop, per_case=per_case, patients=patients,
-            variety=variety, probs=probs, jitter=jitter, intensity=intensity, fold=fold, n_folds=n_folds, seed=seed, init=init,
-            num_workers=num_workers, threads=threads, precision=precision, freeze=freeze or None,
-            compile=False if no_compile else None, recompute=recompute or None)
-        with _start_processes(processes)(debug=debug):
-            _train(prepared, run, recipe, resume, folds, classes, changes, device, tracker)
+            variety=variety, probs=probs, jitter=jitter, intensity=intensity, fold=fold, n_folds=n_folds,
+            seed=seed, init=init, num_workers=num_workers, threads=threads, precision=precision,
+            freeze=freeze or None, compile=False if no_compile else None, recompute=recompute or None)
+        _train(prepared, run, recipe, resume, folds, classes, changes, device, tracker)
 
 # %% ../nbs/engine/70_commands.ipynb #b9823c25
 def _start_processes(n):
