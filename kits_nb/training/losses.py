@@ -9,6 +9,7 @@ __all__ = ['dice_loss', 'sobel', 'edge_target', 'weighted_bce', 'BoundaryLoss']
 
 # %% ../../nbs/book/10_losses.ipynb #c010
 import torch, torch.nn.functional as F
+from functools import partial
 from torch import nn, Tensor
 from ..core import *
 from ..data.volume import *
@@ -29,13 +30,14 @@ def dice_loss(
     logits:Tensor,   # Before the sigmoid (B,C,D,H,W), any float dtype
     targ:Tensor,     # Masks (B,C,D,H,W), bool, or from 0 to 1
     eps:float=1e-5,  # Keeps an empty class from dividing zero by zero
-    pool=None        # Adds sums over processes: `pool_sums`
+    pool=None,       # Adds sums over processes: `pool_sums`
+    per_crop:bool=False # Each crop by itself, in place of the batch?
 ) -> Tensor: # Mean over the classes: a scalar in [0,1]; raises `ValueError` for other shapes or values
     "Soft Dice loss with squared denominators, summed over the batch"
     _check_masks(logits, targ)
-    p,y,dims = _wide(logits).sigmoid(), _wide(targ), (0,2,3,4)
-    sums = torch.stack([(y*p).sum(dims), (y**2).sum(dims) + (p**2).sum(dims)])   # (2,C)
-    overlap,sizes = pool(sums) if pool else sums
+    p,y,dims = _wide(logits).sigmoid(), _wide(targ), (2,3,4) if per_crop else (0,2,3,4)
+    sums = torch.stack([(y*p).sum(dims), (y**2).sum(dims) + (p**2).sum(dims)])   # (2,C), or (2,B,C)
+    overlap,sizes = pool(sums) if pool and not per_crop else sums
     return (1 - 2*overlap/(sizes + eps)).mean()                                  # the paper's eq. 1
 
 # %% ../../nbs/book/10_losses.ipynb #c013
@@ -102,11 +104,12 @@ class BoundaryLoss(nn.Module):
         w_edge_dice:float=1., # Weight of the edges' Dice loss
         w_edge_bce:float=1.,  # Weight of the edges' cross-entropy
         width:int=1,          # Of the edge target on each side of the surface, voxels
-        pool=None             # Adds sums over processes, so that they share one batch: `pool_sums`
+        pool=None,            # Adds sums over processes, so that they share one batch: `pool_sums`
+        per_crop:bool=False   # Dice of each crop by itself?
     ):
         super().__init__()
         self.weights = dict(dice=w_dice, edge_dice=w_edge_dice, edge_bce=w_edge_bce)
-        self.width,self.pool,self.parts = width, pool, {}
+        self.width,self.pool,self.per_crop,self.parts = width, pool, per_crop, {}
 
     def forward(self,
         pred:tuple,  # (mask logits (B,2,D,H,W), edge logits (B,2,D,H,W) or None)
@@ -117,10 +120,11 @@ class BoundaryLoss(nn.Module):
         if seg.shape != masks.shape:
             raise ValueError(f'the labels have the shape {tuple(targ.shape)}, but logits {tuple(seg.shape)} '
                              'need labels (B,D,H,W)')
-        parts = dict(dice=dice_loss(seg, masks, pool=self.pool))
+        dice = partial(dice_loss, pool=self.pool, per_crop=self.per_crop)
+        parts = dict(dice=dice(seg, masks))
         if edge is not None:
             edges = edge_target(masks, self.width)
-            parts['edge_dice'] = dice_loss(edge, edges, pool=self.pool)
+            parts['edge_dice'] = dice(edge, edges)
             parts['edge_bce'] = weighted_bce(edge, edges, pool=self.pool)
         self.parts = {k: v.detach() for k,v in parts.items()}
         return sum(self.weights[k]*v for k,v in parts.items())

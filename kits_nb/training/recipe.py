@@ -36,6 +36,7 @@ class TrainConfig(Config):
     clip:float = 0.              # Largest norm of a step's gradient; 0: no limit
     probs:tuple = (.8,.1,.1)     # Crops centred on tumor, any foreground, background
     jitter:float = 0.            # How far a crop may move off its centre, as a share of half its size
+    per_crop:bool = False        # Dice of each crop by itself, so that a small tumor counts like a large one?
     edge_width:int = 1           # Width of the boundary target, voxels
     weights:tuple = (1.,1.,1.)   # Of Dice, boundary Dice, boundary cross-entropy
     augment:bool = True          # Random flips, intensities and deformations?
@@ -95,8 +96,8 @@ RECIPES = dict(
                     probs=(.6,.1,.3), jitter=.4, intensity=(.03,.005), compile=False)),
     box = Recipe(PrepareConfig(spacing=(3.,3.,3.)), NetConfig.preset('box'),
         TrainConfig(crop=(96,96,96), bs=8, patients=384, per_case=3, epochs=12, lr=1.5e-3, beta2=.99, clip=1.,
-                    probs=(.4,.3,.3), flip=(0.,0.,.5), intensity=(.05,.02), deform=(.1,10.,3.),
-                    num_workers=8)),
+                    probs=(.4,.3,.3), per_crop=True, flip=(0.,0.,.5), intensity=(.05,.02),
+                    deform=(.1,10.,3.), num_workers=8)),
     finetune = Recipe(PrepareConfig(spacing=(3.,3.,3.)), NetConfig.preset('box'),
         TrainConfig(crop=(96,96,96), per_case=4, epochs=20, lr=2e-4, beta2=.99, clip=1.,
                     probs=(.5,.3,.2), jitter=.5, flip=(0.,0.,.5), intensity=(.05,.02), deform=(.1,10.,3.),
