@@ -143,7 +143,18 @@ def spline(self:Grid,
     else: block = knots[tuple(parts)]
     wz,wy,wx = ws
     t = torch.matmul(torch.matmul(wy, block), wx.T)                  # still few planes
-    return (wz @ t.flatten(1)).unflatten(1, t.shape[1:])
+    first = self.weights(0, pitch)[1][box[0]]
+    return _banded(wz, first - first[0], t.flatten(1)).unflatten(1, t.shape[1:])
+
+def _banded(w, first, x, n=32):
+    "`w @ x` where a row of w is zero but for 4 numbers from `first` on: `n` rows at once need few rows of x"
+    if len(w) <= n or x.is_cuda: return w @ x
+    out = x.new_empty(len(w), x.shape[1])
+    for a in range(0, len(w), n):
+        b = min(a + n, len(w))
+        i,j = first[a], first[b-1] + 4
+        torch.mm(w[a:b,i:j], x[i:j], out=out[a:b])
+    return out
 
 # %% ../../nbs/engine/47_anatomy.ipynb #499a74b5
 @dataclass
