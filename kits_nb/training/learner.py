@@ -70,7 +70,7 @@ def make_learner(
     set_seed(cfg.seed)
     dls = recipe_dataloaders(train, valid, recipe, device)
     net = place_for_training(BoundaryNet(recipe.net), cfg, device)
-    loss = BoundaryLoss(*cfg.weights, cfg.edge_width, pool_sums, cfg.per_crop)
+    loss = BoundaryLoss(*cfg.weights, cfg.edge_width, pool_sums, cfg.per_crop, cfg.mask_bce)
     loss = compile_on_gpu(loss, cfg, device)
     learn = Learner(dls, net, loss, opt_func=partial(adam, beta2=cfg.beta2), lr=cfg.lr, wd=cfg.wd,
         wd_bn_bias=True, metrics=dice_metrics(recipe.net.out_channels),

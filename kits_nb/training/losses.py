@@ -105,10 +105,11 @@ class BoundaryLoss(nn.Module):
         w_edge_bce:float=1.,  # Weight of the edges' cross-entropy
         width:int=1,          # Of the edge target on each side of the surface, voxels
         pool=None,            # Adds sums over processes, so that they share one batch: `pool_sums`
-        per_crop:bool=False   # Dice of each crop by itself?
+        per_crop:bool=False,  # Dice of each crop by itself?
+        w_bce:float=0.        # Weight of a cross-entropy of the masks, which the paper does not have
     ):
         super().__init__()
-        self.weights = dict(dice=w_dice, edge_dice=w_edge_dice, edge_bce=w_edge_bce)
+        self.weights = dict(dice=w_dice, edge_dice=w_edge_dice, edge_bce=w_edge_bce, bce=w_bce)
         self.width,self.pool,self.per_crop,self.parts = width, pool, per_crop, {}
 
     def forward(self,
@@ -122,6 +123,7 @@ class BoundaryLoss(nn.Module):
                              'need labels (B,D,H,W)')
         dice = partial(dice_loss, pool=self.pool, per_crop=self.per_crop)
         parts = dict(dice=dice(seg, masks))
+        if self.weights['bce']: parts['bce'] = F.binary_cross_entropy_with_logits(_wide(seg), _wide(masks))
         if edge is not None:
             edges = edge_target(masks, self.width)
             parts['edge_dice'] = dice(edge, edges)

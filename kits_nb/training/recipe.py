@@ -39,6 +39,7 @@ class TrainConfig(Config):
     per_crop:bool = False        # Dice of each crop by itself, so that a small tumor counts like a large one?
     edge_width:int = 1           # Width of the boundary target, voxels
     weights:tuple = (1.,1.,1.)   # Of Dice, boundary Dice, boundary cross-entropy
+    mask_bce:float = 0.          # Weight of a cross-entropy of the masks, which the paper does not have
     augment:bool = True          # Random flips, intensities and deformations?
     flip:tuple = (.5,.5,.5)      # Probability of a flip along D, H and W
     intensity:tuple = (.1,.1)    # Largest random change of scale, and largest shift in HU/1000
@@ -96,7 +97,7 @@ RECIPES = dict(
                     probs=(.6,.1,.3), jitter=.4, intensity=(.03,.005), compile=False)),
     box = Recipe(PrepareConfig(spacing=(3.,3.,3.)), NetConfig.preset('box'),
         TrainConfig(crop=(96,96,96), bs=8, patients=384, per_case=3, epochs=12, lr=1.5e-3, beta2=.99, clip=1.,
-                    probs=(.4,.3,.3), per_crop=True, flip=(0.,0.,.5), intensity=(.05,.02),
+                    probs=(.4,.3,.3), per_crop=True, mask_bce=10., flip=(0.,0.,.5), intensity=(.05,.02),
                     deform=(.1,10.,3.), num_workers=8)),
     finetune = Recipe(PrepareConfig(spacing=(3.,3.,3.)), NetConfig.preset('box'),
         TrainConfig(crop=(96,96,96), per_case=4, epochs=20, lr=2e-4, beta2=.99, clip=1.,
