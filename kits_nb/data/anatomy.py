@@ -60,7 +60,7 @@ class Variety:
 # %% ../../nbs/engine/47_anatomy.ipynb #da435436
 VARIETY = dict(plain=Variety(.5, .5, .5, 0, .35, .5, .3, .3, .5, 0, .5), clinic=Variety(),
                wide=Variety(1.3, 1.3, 1.3, 1.5, .35, 1.2, 1.5, 1.3, 1.4, .15, 1.3),
-              hard=Variety(rare=3., healthy=.08, cysts=1.4))   # what networks get wrong, more often
+               hard=Variety(rare=3., healthy=.08, cysts=1.4))   # what networks get wrong, more often
 
 # %% ../../nbs/engine/47_anatomy.ipynb #cc86de4c
 TILE = 48       # Knots of the periodic block of random numbers that all fields of a patient are cut from
