@@ -26,7 +26,7 @@ SIZES = dict(paper='64,96', tiny='32')
 
 def parse():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--preset', default='paper', help='of the network: paper or tiny')
+    p.add_argument('--preset', default='paper', help='of the network: paper, box or tiny')
     p.add_argument(
         '--sizes', default='', help='sides of the cubic crop, voxels; 64,96 for paper and 32 for tiny'
     )
@@ -57,7 +57,7 @@ def parse():
     )
     p.add_argument('--serve', help=argparse.SUPPRESS)
     args = p.parse_args()
-    args.sizes = args.sizes or SIZES[args.preset]
+    args.sizes = args.sizes or SIZES.get(args.preset, '64,96')
     return args
 
 

@@ -56,11 +56,13 @@ class Variety:
     tissue:float = 1.     # Spread of the tissues' HU
     wild:float = 0.       # Share of samples with HU drawn at random for each structure
     imaging:float = 1.    # Noise, kernels, motion, streaks, calibration
+    further:float = 0.    # Share of patients with a tumor who have small ones beside it
 
 # %% ../../nbs/engine/47_anatomy.ipynb #da435436
 VARIETY = dict(plain=Variety(.5, .5, .5, 0, .35, .5, .3, .3, .5, 0, .5), clinic=Variety(),
                wide=Variety(1.3, 1.3, 1.3, 1.5, .35, 1.2, 1.5, 1.3, 1.4, .15, 1.3),
-               hard=Variety(rare=3., healthy=.08, cysts=1.4))   # what networks get wrong, more often
+               hard=Variety(rare=3., healthy=.08, cysts=1.4),   # what networks get wrong, more often
+               rich=Variety(rare=2., healthy=.15, cysts=1.4, further=.8))
 
 # %% ../../nbs/engine/47_anatomy.ipynb #cc86de4c
 TILE = 48       # Knots of the periodic block of random numbers that all fields of a patient are cut from
@@ -261,10 +263,10 @@ def _draw_kidney(rng, v, side, rare):
     return k
 
 # %% ../../nbs/engine/47_anatomy.ipynb #33d24a44
-def _draw_tumor(rng, v, kidneys):
+def _draw_tumor(rng, v, kidneys, small=False):
     k = kidneys[rng.integers(len(kidneys))]
-    radius = 16*np.exp(rng.normal(0, .4*min(v.tumor, 1.)))
-    if rng.random() < .25*v.tumor: radius = rng.uniform(28, 65)
+    radius = (11 if small else 16)*np.exp(rng.normal(0, .4*min(v.tumor, 1.)))
+    if not small and rng.random() < .25*v.tumor: radius = rng.uniform(28, 65)
     radius = float(np.clip(radius, 5, 65))
     way = rng.normal(size=3)
     frame = np.stack([k['long'], k['hilum'], np.cross(k['long'], k['hilum'])])
@@ -529,6 +531,10 @@ def draw_patient(
     if rng.random() >= v.healthy:
         more = (rng.random() < .12) + (rng.random() < .04)
         tumors = [_draw_tumor(rng, v, kidneys) for _ in range(1 + more)]
+    own = np.random.default_rng([seed, 37])                          # the other draws stay as they are
+    if tumors and own.random() < v.further:
+        tumors += [_draw_tumor(own, v, kidneys, small=True) for _ in range(own.integers(1, 3))]
+        del tumors[3:]
     cysts = [_draw_cyst(rng, v, kidneys) for _ in range(rng.poisson(1.1*v.cysts))]
     vessels,aorta,ra = _vessels(rng, b, kidneys)
     tubes = _bowels(rng, b) + _liver_tree(rng) + vessels + _ribs(rng, b)

@@ -27,7 +27,7 @@ class TrainConfig(Config):
     valid_per_case:int = 1       # The same for the held-out fold, without augmentation
     patients:int = 0             # Synthetic patients in an epoch, made on the fly; 0: prepared cases
     held_out:int = 24            # Synthetic patients that are held out, one crop of each
-    variety:str = 'clinic'       # How much synthetic patients differ: 'plain', 'clinic', 'wide' or 'hard'
+    variety:str = 'clinic'       # How much synthetic patients differ: 'plain', 'clinic', 'wide', 'hard' or 'rich'
     epochs:int = 300             # Passes over the cases
     lr:float = 5e-5              # Initial learning rate, alpha_0
     power:float = .9             # Exponent of the schedule
@@ -98,7 +98,7 @@ RECIPES = dict(
     box = Recipe(PrepareConfig(spacing=(3.,3.,3.)), NetConfig.preset('box'),
         TrainConfig(crop=(96,96,96), bs=8, patients=384, per_case=3, epochs=12, lr=1.5e-3, beta2=.99, clip=1.,
                     probs=(.4,.3,.3), flip=(0.,0.,.5), intensity=(.05,.02), deform=(.1,10.,3.),
-                    num_workers=8)),
+                    per_crop=True, mask_bce=10., num_workers=8)),
     finetune = Recipe(PrepareConfig(spacing=(3.,3.,3.)), NetConfig.preset('box'),
         TrainConfig(crop=(96,96,96), per_case=4, epochs=20, lr=2e-4, beta2=.99, clip=1.,
                     probs=(.5,.3,.2), jitter=.5, flip=(0.,0.,.5), intensity=(.05,.02), deform=(.1,10.,3.),
