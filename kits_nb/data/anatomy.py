@@ -283,6 +283,14 @@ def _draw_tumor(rng, v, kidneys, small=False):
                 necrosis=rng.uniform(.2, .8) if radius > 12 and rng.random() < .55 else 0.,
                 calcium=rng.random() < .12, key=int(rng.integers(1000)))
 
+def _draw_tumors(rng, further, v, kidneys):
+    "None or up to three; the small ones beside others come from random numbers of their own"
+    if rng.random() < v.healthy: return []
+    more = (rng.random() < .12) + (rng.random() < .04)
+    tumors = [_draw_tumor(rng, v, kidneys) for _ in range(1 + more)]
+    small = further.integers(1, 3) if further.random() < v.further else 0
+    return [*tumors, *(_draw_tumor(further, v, kidneys, small=True) for _ in range(small))][:3]
+
 # %% ../../nbs/engine/47_anatomy.ipynb #7fa6eae6
 def _draw_cyst(rng, v, kidneys):
     k = kidneys[rng.integers(len(kidneys))]
@@ -527,14 +535,7 @@ def draw_patient(
     lone = rng.integers(2)
     if rare == 'single': kidneys = [kidneys[lone] | dict(radii=kidneys[lone]['radii']*rng.uniform(1, 1.15))]
     if rare == 'horseshoe': _join(kidneys)
-    tumors = []
-    if rng.random() >= v.healthy:
-        more = (rng.random() < .12) + (rng.random() < .04)
-        tumors = [_draw_tumor(rng, v, kidneys) for _ in range(1 + more)]
-    own = np.random.default_rng([seed, 37])                          # the other draws stay as they are
-    if tumors and own.random() < v.further:
-        tumors += [_draw_tumor(own, v, kidneys, small=True) for _ in range(own.integers(1, 3))]
-        del tumors[3:]
+    tumors = _draw_tumors(rng, np.random.default_rng([seed, 37]), v, kidneys)
     cysts = [_draw_cyst(rng, v, kidneys) for _ in range(rng.poisson(1.1*v.cysts))]
     vessels,aorta,ra = _vessels(rng, b, kidneys)
     tubes = _bowels(rng, b) + _liver_tree(rng) + vessels + _ribs(rng, b)
