@@ -310,7 +310,7 @@ def kits_predict(
         from kits_nb.inference.cases import BOX, PredictConfig, load_models, predict_folder
         found = _cases_to_predict(model, data, out, cases, series, straighten)
         cfg = PredictConfig(three_numbers(window, int) if window else None, overlap, not no_tta, batch_size,
-                            precision, uncertainty=uncertainty, probabilities=probabilities)
+            precision, uncertainty=uncertainty, probabilities=probabilities, sure=0. if no_clean else None)
         models = load_models(model or BOX, pick_device(device))
         if not model: print(_BOX_LINE, flush=True)
         rules = _cleaning([] if no_clean else models, min_mm3=min_mm3, min_tumor_mm3=min_tumor_mm3,

@@ -13,7 +13,7 @@ from kits_nb.network.saving import load_model, save_model
 
 ROOT = Path(__file__).resolve().parent.parent
 BOX = ROOT/'kits_nb'/'box'
-KEEP = 'spacing', 'window', 'flips', 'epoch', 'clean'          # what prediction needs, and nothing of a place
+KEEP = 'spacing', 'window', 'flips', 'epoch', 'clean', 'sure'   # what prediction needs, and nothing of a place
 
 
 def number(text):
@@ -52,11 +52,14 @@ def main():
     size = 'voxels a side that prediction sees at once; by default the crop'
     parser.add_argument('--window', type=int, help=size)
     parser.add_argument('--clean', default='', help='postprocessing as JSON, such as {"kidneys": true}')
+    sure = 'least mean probability of kidney in a tumor, for drop_doubtful'
+    parser.add_argument('--sure', type=float, help=sure)
     a = parser.parse_args()
     net, facts = load_model(a.run), facts_of(a.run) | dict(note=a.note)
     if a.commit: facts['commit'] = a.commit
     meta = net.meta | (dict(clean=json.loads(a.clean)) if a.clean else {})
     if a.window: meta['window'] = [a.window]*3
+    if a.sure: meta['sure'] = a.sure
     save_model(BOX, net, {k: meta[k] for k in KEEP if k in meta}, half=True)
     save_json(BOX/'box.json', facts)
     size = (BOX/'model.safetensors').stat().st_size

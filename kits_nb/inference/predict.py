@@ -6,13 +6,15 @@ Docs: https://kits-nb.github.io/kits_nb/engine/predict.html.md"""
 
 # %% auto #0
 __all__ = ['SCALES', 'mean_and_variance', 'PredictConfig', 'device_of', 'flips_of', 'make_predictor', 'channels_of',
-           'common_meta', 'window_of', 'batch_of', 'segment', 'predict_maps', 'predict_volume', 'memory_bound']
+           'common_meta', 'window_of', 'batch_of', 'drop_doubtful', 'segment', 'predict_maps', 'predict_volume',
+           'memory_bound']
 
 # %% ../../nbs/engine/51_predict.ipynb #nf2c9
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 import numpy as np, torch
+from scipy import ndimage
 from torch import Tensor
 
 # %% ../../nbs/engine/51_predict.ipynb #nee6f
@@ -50,6 +52,7 @@ class PredictConfig(Config):
     thresh:float = .5          # Decision threshold
     uncertainty:bool = False   # A map of how far flips and models are apart, too?
     probabilities:bool = False # Maps of the two probabilities, too?
+    sure:float|None = None     # `drop_doubtful`: 0 drops nothing, None is what all models ask for
 
 # %% ../../nbs/engine/51_predict.ipynb #p005
 def device_of(
@@ -132,6 +135,8 @@ def window_of(
         raise CaseError(f'the batch size is {cfg.batch_size}', 'at least 1', 'leave it out for a good one')
     if not 0 < cfg.thresh < 1:
         raise CaseError(f'the threshold is {cfg.thresh}', 'a probability between 0 and 1', 'try 0.5')
+    if cfg.sure is not None and not 0 <= cfg.sure < 1:
+        raise CaseError(f'the least probability of a tumor is {cfg.sure}', 'from 0 to less than 1', 'try 0.8')
     if not 0 <= cfg.overlap < 1:
         raise CaseError(f'the overlap is {cfg.overlap}', 'a share of the window, from 0 to less than 1',
                         'try 0.5')
@@ -144,6 +149,18 @@ def batch_of(
 ) -> int: # Windows per forward pass
     "How many windows go through the network together: small ones do not keep a processor busy"
     return cfg.batch_size or max(64**3//prod(window), 2 if prod(window) <= 80**3 else 1)
+
+# %% ../../nbs/engine/51_predict.ipynb #p014b
+def drop_doubtful(
+    prob:Tensor,     # Probabilities (2,d,h,w), or (3,d,h,w) with masses between; changed in place
+    sure:float,      # Least mean probability of kidney with tumor in a tumor
+    thresh:float=.5  # Decision threshold
+) -> Tensor: # `prob`, 0 in tumors that are hardly called kidney
+    "Drop tumors that the network hardly takes for a part of a kidney"
+    kidney,tumor = prob[0].cpu().numpy(), prob[-1].cpu().numpy()
+    parts,n = ndimage.label((kidney > thresh) & (tumor > thresh), np.ones((3,3,3)))
+    doubtful = [k for k,mean in enumerate(ndimage.mean(kidney, parts, range(1, n+1)), 1) if mean < sure]
+    return prob.masked_fill_(torch.from_numpy(np.isin(parts, doubtful)).to(prob.device), 0)
 
 # %% ../../nbs/engine/51_predict.ipynb #n0209
 SCALES = dict(kidney=1/255, mass=1/255, tumor=1/255, uncertainty=1/510)   # what a step of a map means
@@ -165,15 +182,24 @@ def _slabs(models, x, cfg):
     return sliding_slabs(make_predictor(models, cfg), x, window, cfg.overlap, batch_of(window, cfg),
                          skip=skip, fill=AIR, channels=channels_of(models)*(1 + cfg.uncertainty), box=box)
 
+def _trusted(slabs, n, models, cfg):
+    "The same slabs, or all of them as one without the tumors that are doubted"
+    sure = min(getattr(o, 'meta', {}).get('sure', 0) for o in models) if cfg.sure is None else cfg.sure
+    if not sure: return slabs
+    prob = join_slabs(slabs, n)
+    drop_doubtful(prob[:channels_of(models)], sure, cfg.thresh)
+    return [(slice(0, n), prob)]
+
 def segment(
     models:list,                       # Networks with `.meta`
     work:Volume,                       # int16 HU on the models' grid, from `to_spacing`
     grid:Volume,                       # The scan's own grid, from `grid_of`
     cfg:PredictConfig=PredictConfig()  # Settings
 ) -> dict: # 'labels' and the maps that `cfg` asks for -> uint8 Volume on the scan's grid
-    "Segment a scan; nothing but the scan and the results is held as a whole"
-    x,out = to_tensor(work.data)[None].to(device_of(models[0])), {}
-    for s,y in resample_stream(_slabs(models, x, cfg), work.shape[0], grid.shape, cfg.slab):
+    "Segment a scan; nothing but the scan, the results and what `drop_doubtful` needs is held as a whole"
+    x,out,n = to_tensor(work.data)[None].to(device_of(models[0])), {}, work.shape[0]
+    slabs = _trusted(_slabs(models, x, cfg), n, models, cfg)
+    for s,y in resample_stream(slabs, n, grid.shape, cfg.slab):
         for k,v in _byte_maps(y, cfg).items():
             out.setdefault(k, np.empty(grid.shape, np.uint8))[s] = v.cpu().numpy()
     return {k: grid.like(v) for k,v in out.items()}
@@ -215,7 +241,8 @@ def predict_volume(
     _check_ct(ct)
     work = to_spacing(ct, common_meta(models)[0], cfg.slab)
     x = to_tensor(work.data)[None].to(device_of(models[0]))
-    prob = join_slabs(_slabs(models, x, cfg), work.shape[0])
+    n = work.shape[0]
+    prob = join_slabs(_trusted(_slabs(models, x, cfg), n, models, cfg), n)
     return work.like(prob.cpu().numpy()), ct.like(labels_on(prob, ct.shape, cfg.slab, cfg.thresh))
 
 # %% ../../nbs/engine/51_predict.ipynb #n91f2
@@ -231,8 +258,10 @@ def memory_bound(
     work = resampled_shape(shape, spacing, target)
     n,m,c = prod(shape), prod(work), channels*(1 + cfg.uncertainty)
     maps = 1 + cfg.uncertainty + channels*cfg.probabilities
+    whole = (4*c + 24)*m if cfg.sure else 0         # all probabilities, and the numbers of their tumors
     ring = 4*c*min(window[0], work[0])*work[1]*work[2]
     # a window's weights; for each window int16, HU/1000 and its mirror image; predictions and their sum
     windows = prod(window)*(4 + batch_of(window, cfg)*(16 + 16*c))
     reading = 2*n + 2*m + slab_bytes(shape, work, 1, cfg.slab) + 2*32*shape[1]*shape[2]
-    return max(reading, 2*m + ring + maps*n + slab_bytes(work, shape, c, cfg.slab) + windows)     # eq. (2)
+    most = 2*m + ring + whole + maps*n + slab_bytes(work, shape, c, cfg.slab) + windows
+    return max(reading, most)       # eq. (2)
