@@ -13,7 +13,7 @@ from kits_nb.network.saving import load_model, save_model
 
 ROOT = Path(__file__).resolve().parent.parent
 BOX = ROOT/'kits_nb'/'box'
-KEEP = 'spacing', 'window', 'flips', 'epoch', 'clean', 'sure'   # what prediction needs, and nothing of a place
+KEEP = 'spacing', 'window', 'flips', 'epoch', 'clean', 'sure'   # what prediction needs, no place
 
 
 def number(text):
