@@ -3,8 +3,9 @@
 
 Writes nbs/images/failures.jpg: of the held-out synthetic patients of bench/box.py (DIR is its cache, filled
 with the scans and predictions if it is not) the largest tumor that is missed, the most false tumor, and the
-worst outline of the kidneys. Where KITS_DATA is set, nbs/images/real.jpg too: the best and the worst slice of
-the labelled real scan, and the one with most of its tumor. Prints what the model card says of them."""
+worst outline of the kidneys in another patient. Where KITS_DATA is set, nbs/images/real.jpg too: the best and
+the worst slice of the labelled real scan, and the one with most of its tumor. Prints what the model card says
+of them."""
 import argparse, os, sys
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def draw_failures(rows, path):
     missed = max((o for o in tumors if o[2]['tumor'] < .1), key=lambda o: o[2]['true_tumor_ml'], default=None)
     missed = missed or min(tumors, key=lambda o: o[2]['tumor'])
     false = max(rows, key=lambda o: o[2]['false_tumor_ml'])
-    worst = min(rows, key=lambda o: o[2]['kidney'])
+    worst = min((o for o in rows if o is not missed), key=lambda o: o[2]['kidney'])
     seg = {id(o): read_seg(o[0].seg).data for o in (missed, false, worst)}
     wrong = (worst[1].data > 0) != (seg[id(worst)] > 0)
     extra = (false[1].data == 2) & (seg[id(false)] != 2)
