@@ -298,7 +298,7 @@ def kits_predict(
     min_tumor_mm3:float=None, # Tumors below this volume become kidney; the largest stays
     reach_mm:float=None,     # Tumors further than this from a kidney become background; the largest stays
     kidneys:bool=False,      # Keep one kidney on each side with what is near it; all else becomes background
-    no_clean:bool=False,     # Without the cleaning that the model asks for; the options above still count
+    no_clean:bool=False,     # Without the cleaning and the doubts of the model; the options above still count
     low_memory:bool=False,   # Do not read the next scan and write the last one in the background
     series:str='',           # Number, description or UID of the DICOM series, if a folder holds several
     straighten:bool=False,   # Undo the tilt of a gantry, on a new grid; without it such a scan is refused

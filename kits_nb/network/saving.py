@@ -89,7 +89,7 @@ def _impossible_meta(meta):
     if flips != [] and not (_each(flips, 0, 2) and len(set(flips)) == len(flips)):
         return f'the flips {str(flips)[:60]}'
     if not isinstance(clean, dict): return f'the cleaning {str(clean)[:60]}'
-    if not _each([meta.get('sure', 0)], 0, .999, float): return f'the value of sure {str(meta["sure"])[:60]}'
+    if not _each([meta.get('sure', 0)], 0, .999, float): return f'the doubt {str(meta["sure"])[:60]}'
     return ''
 
 # %% ../../nbs/engine/31_saving.ipynb #4931a708
