@@ -12,11 +12,10 @@ as it is.
 
 The training cases are label maps of KiTS19 below 00060 with at most 200 slices. One more, always the same,
 is held out by the runs, because a run needs one; it has no influence. The scores are Dice on the scan's
-grid, raw and after the cleaning of the package's network, with its window and its doubts, on the first of
-the painted scans of box.py, which no run sees. Needs KITS_DATA. Without `--cache` all is made in a
-temporary folder; in that of box.py the painted scans are used again. A run is known by its settings, its
-cases and the weights that it starts from: with other weights in the package the same command measures again
-what depends on them."""
+grid, raw and after the cleaning of the package's network, with its window, on the first of the painted
+scans of box.py, which no run sees. Needs KITS_DATA. Without `--cache` all is made in a temporary folder; in
+that of box.py the painted scans are used again. A run is known by its settings, its cases and the weights
+that it starts from: with other weights in the package the same command measures again what depends on them."""
 
 import argparse, hashlib, json, math, os, shutil, tempfile, time
 from pathlib import Path
@@ -178,7 +177,7 @@ def measure(a, cache):
     "Rows of the table"
     folder, net = cache / 'finetune', load_model(BOX)
     scans = list(box.painted(cache, a.cases))
-    cfg = PredictConfig(window=common_meta([net])[1], overlap=OVERLAP, sure=net.meta.get('sure', 0))
+    cfg = PredictConfig(window=common_meta([net])[1], overlap=OVERLAP)
     clean = CleanConfig.from_dict(dict(net.meta.get('clean') or {}))
     plan = [('box', 0, 0)] if 0 in a.n else []
     plan += [(way, n, draw) for draw in range(a.draws) for n in a.n if n for way in a.ways]

@@ -353,12 +353,11 @@ def _fit(run, learn, recipe, sides, same, state, echo, progress):
             learn.fit(recipe.train.epochs, cbs=cbs, start_epoch=start)
 
 def _meta(recipe, cases, state):
-    "What prediction needs to know; cleaning and doubts are those of the network to start from"
+    "What prediction needs to know; the cleaning is that of the network to start from, `sure` is not"
     cfg = recipe.train
-    known = state[1]['meta'] if state else _init_meta(cfg)
+    clean = state[1]['meta'].get('clean') if state else _init_meta(cfg).get('clean')
     return dict(spacing=recipe.prepare.spacing, window=cfg.crop, fold=cfg.fold, cases=cases,
-                flips=[axis for axis,p in enumerate(cfg.flip) if p]) | \
-           {k: known[k] for k in ('clean', 'sure') if known.get(k)}
+                flips=[axis for axis,p in enumerate(cfg.flip) if p]) | (dict(clean=clean) if clean else {})
 
 def _init_meta(cfg): return read_model_config(_trained(cfg.init)/'config.json')[1] if cfg.init else {}
 
