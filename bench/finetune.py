@@ -10,12 +10,13 @@ the learning rate of the recipe tiny. A run takes the same number of steps whate
 share no training case; within a draw, fewer cases are the first of the more. `box` is the package's network
 as it is.
 
-The training cases are label maps of KiTS19 below 00060 with at most 200 slices. One more, always the same,
-is held out by the runs, because a run needs one; it has no influence. The scores are Dice on the scan's
-grid, raw and after the cleaning of the package's network, with its window, on the first of the painted
-scans of box.py, which no run sees. Needs KITS_DATA. Without `--cache` all is made in a temporary folder; in
-that of box.py the painted scans are used again. A run is known by its settings, its cases and the weights
-that it starts from: with other weights in the package the same command measures again what depends on them."""
+The training cases are label maps of KiTS19 below 00060 with at most 200 slices. One more, always the
+same, is held out by the runs, because a run needs one; it has no influence. The scores are Dice on the
+scan's grid, raw and after the cleaning of the package's network, with its window, on the first of the
+painted scans of box.py, which no run sees. Needs KITS_DATA. Without `--cache` all is made in a
+temporary folder; in that of box.py the painted scans are used again. A run is known by its settings,
+its cases and the weights that it starts from: with other weights in the package the same command
+measures again what depends on them."""
 
 import argparse, hashlib, json, math, os, shutil, tempfile, time
 from pathlib import Path
