@@ -32,7 +32,7 @@ class PatientDataset(CropDataset):
         spacing:tuple,            # mm
         per_case:int=1,           # Crops of each patient in an epoch
         probs:tuple=(.4,.3,.3),   # Crops around a tumor, around a kidney, anywhere in the trunk
-        variety='clinic',         # Name in `VARIETY`, or a `Variety`
+        variety='clinic',         # Name in `VARIETY`, several in turn: 'rich+wide', or a `Variety`
         seed:int=0,               # Another seed, other patients
         split_idx:int|None=None,  # 0 training, 1 held out
         draws:int=0,              # Random numbers in [0,1) to go with each crop, for its augmentation
@@ -79,7 +79,8 @@ def _begin(self:PatientDataset, number):
     "Start making a patient"
     rng = np.random.default_rng([self.seed, number])
     region = ('tumor', 'kidney', 'trunk')[rng.choice(3, p=self.probs)]
-    args = number, self.size, self.spacing, region, self.variety
+    names = self.variety.split('+') if isinstance(self.variety, str) else [self.variety]
+    args = number, self.size, self.spacing, region, names[number % len(names)]
     self.kept[number] = job = self._workers().submit(patient_crop, *args)
     return job
 
@@ -111,7 +112,7 @@ def patient_dataloaders(
     bs:int=1,               # Crops in a batch
     per_case:int=1,         # Training crops of each patient in an epoch
     probs:tuple=(.4,.3,.3), # Crops around a tumor, around a kidney, anywhere in the trunk
-    variety='clinic',       # Name in `VARIETY`, or a `Variety`
+    variety='clinic',       # Name in `VARIETY`, several in turn: 'rich+wide', or a `Variety`
     seed:int=0,             # Another seed, other training patients
     num_workers:int=0,      # Processes that make patients
     device=None,            # Torch device
@@ -128,7 +129,7 @@ def patient_dataloaders(
 # %% ../../nbs/engine/49_patients.ipynb #e1b70002
 def patient_series(
     n:int,          # Patients in an epoch
-    variety,        # Name in `VARIETY`, or a `Variety`
+    variety,        # Name in `VARIETY`, several in turn: 'rich+wide', or a `Variety`
     seed:int=0,     # Of the run
     split_idx:int=0 # 0 training, 1 held out
 ) -> SimpleNamespace: # `id` in words, and `fingerprint`: a hash of the code that makes them

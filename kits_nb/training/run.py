@@ -251,8 +251,8 @@ def check_settings(
     for name,n in (least | dict(num_workers=0)).items():
         v = getattr(cfg, name)
         if v < n: raise CaseError(f'the setting {name} is {v}', f'at least {n}')
-    if cfg.variety not in VARIETY:
-        raise CaseError(f"there is no variety '{cfg.variety}'", 'one of ' + ', '.join(VARIETY))
+    for v in cfg.variety.split('+'):
+        if v not in VARIETY: raise CaseError(f"there is no variety '{v}'", 'one of ' + ', '.join(VARIETY))
     if not cfg.lr > 0: raise CaseError(f'the learning rate is {cfg.lr}', 'a number above 0')
     if len(cfg.probs) != 3 or min(cfg.probs) < 0 or abs(sum(cfg.probs) - 1) > 1e-6:
         raise CaseError(f'the shares of crops are {cfg.probs}', 'three that add up to 1', 'try (.8,.1,.1)')
