@@ -57,12 +57,14 @@ class Variety:
     wild:float = 0.       # Share of samples with HU drawn at random for each structure
     imaging:float = 1.    # Noise, kernels, motion, streaks, calibration
     further:float = 0.    # Share of patients with a tumor who have small ones beside it
+    faint:float = 0.      # Share of tumors from hardly darker than the cortex to as dark as the medulla
 
 # %% ../../nbs/engine/47_anatomy.ipynb #da435436
 VARIETY = dict(plain=Variety(.5, .5, .5, 0, .35, .5, .3, .3, .5, 0, .5), clinic=Variety(),
                wide=Variety(1.3, 1.3, 1.3, 1.5, .35, 1.2, 1.5, 1.3, 1.4, .15, 1.3),
                hard=Variety(rare=3., healthy=.08, cysts=1.4),   # what networks get wrong, more often
-               rich=Variety(rare=2., healthy=.15, cysts=1.4, further=.8))
+               rich=Variety(rare=2., healthy=.15, cysts=1.4, further=.8),
+               subtle=Variety(rare=2., healthy=.15, cysts=1.4, further=.8, faint=.5))
 
 # %% ../../nbs/engine/47_anatomy.ipynb #cc86de4c
 TILE = 48       # Knots of the periodic block of random numbers that all fields of a patient are cut from

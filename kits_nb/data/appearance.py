@@ -91,6 +91,9 @@ def _tumor_tissue(hu, amp, i, t, dose, rng, v):
     hu[f'tumor{i}'] = rng.uniform(25, 45) + wash*share*150*dose
     amp[f'tumor{i}'] = rng.uniform(3, 17 if share > .3 else 9)*v.tumor
     hu[f'core{i}'],amp[f'core{i}'] = rng.uniform(8, 40), rng.uniform(2, 8)
+    if v.faint and rng.random() < v.faint:
+        darker = rng.uniform(12, max(50, hu['cortex'] - hu['medulla'] + 15))
+        hu[f'tumor{i}'],amp[f'tumor{i}'] = hu['cortex'] - darker, rng.uniform(3, 9)
 
 def _wild(hu, amp, rng):
     "HU beyond the physical: what is left to learn from is shape"

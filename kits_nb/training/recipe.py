@@ -27,7 +27,7 @@ class TrainConfig(Config):
     valid_per_case:int = 1       # The same for the held-out fold, without augmentation
     patients:int = 0             # Synthetic patients in an epoch, made on the fly; 0: prepared cases
     held_out:int = 24            # Synthetic patients that are held out, one crop of each
-    variety:str = 'clinic'       # How much they differ: plain, clinic, wide, hard, rich; or rich+wide
+    variety:str = 'clinic'       # How much they differ: plain, clinic, wide, hard, rich, subtle; or rich+wide
     epochs:int = 300             # Passes over the cases
     lr:float = 5e-5              # Initial learning rate, alpha_0
     power:float = .9             # Exponent of the schedule
