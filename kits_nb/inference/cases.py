@@ -233,7 +233,7 @@ def _predict(models, cases, out, cfg, echo, overwrite, ahead, clean):
         work,grid = load_case(models, case, cfg.slab)
         notes[case.id] = notes_on(grid, work.data) + notes_on_body(work)
         return work, grid
-    def work(case, got): return segment(models, *got, cfg)
+    def work(case, got): return segment(models, *got, cfg, notes[case.id])
     def write(case, maps):
         if clean: maps = maps | dict(labels=clean(maps['labels']))
         save_case(maps, case, out)

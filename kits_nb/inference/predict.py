@@ -182,23 +182,31 @@ def _slabs(models, x, cfg):
     return sliding_slabs(make_predictor(models, cfg), x, window, cfg.overlap, batch_of(window, cfg),
                          skip=skip, fill=AIR, channels=channels_of(models)*(1 + cfg.uncertainty), box=box)
 
-def _trusted(slabs, n, models, cfg):
-    "The same slabs, or all of them as one without the tumors that are doubted"
+def _trusted(slabs, n, models, cfg, notes=None):
+    "The same slabs, or all of them as one without the tumors that are doubted, with a sentence in `notes`"
     sure = min(getattr(o, 'meta', {}).get('sure', 0) for o in models) if cfg.sure is None else cfg.sure
     if not sure: return slabs
     prob = join_slabs(slabs, n)
-    drop_doubtful(prob[:channels_of(models)], sure, cfg.thresh)
+    y = prob[:channels_of(models)]
+    tumor = lambda: int(((y[0] > cfg.thresh) & (y[-1] > cfg.thresh)).sum())
+    there = tumor()
+    drop_doubtful(y, sure, cfg.thresh)
+    ml = (there - tumor())*np.prod(common_meta(models)[0])/1000
+    if notes is not None and ml >= .5:
+        notes.append(f'{ml:.1f} ml that look like tumor and hardly like kidney are left out; '
+                     'sure=0 (--no-clean) keeps them')
     return [(slice(0, n), prob)]
 
 def segment(
     models:list,                       # Networks with `.meta`
     work:Volume,                       # int16 HU on the models' grid, from `to_spacing`
     grid:Volume,                       # The scan's own grid, from `grid_of`
-    cfg:PredictConfig=PredictConfig()  # Settings
+    cfg:PredictConfig=PredictConfig(), # Settings
+    notes:list|None=None               # Gets a sentence if half a millilitre or more is doubted and left out
 ) -> dict: # 'labels' and the maps that `cfg` asks for -> uint8 Volume on the scan's grid
     "Segment a scan; nothing but the scan, the results and what `drop_doubtful` needs is held as a whole"
     x,out,n = to_tensor(work.data)[None].to(device_of(models[0])), {}, work.shape[0]
-    slabs = _trusted(_slabs(models, x, cfg), n, models, cfg)
+    slabs = _trusted(_slabs(models, x, cfg), n, models, cfg, notes)
     for s,y in resample_stream(slabs, n, grid.shape, cfg.slab):
         for k,v in _byte_maps(y, cfg).items():
             out.setdefault(k, np.empty(grid.shape, np.uint8))[s] = v.cpu().numpy()
