@@ -58,13 +58,14 @@ class Variety:
     imaging:float = 1.    # Noise, kernels, motion, streaks, calibration
     further:float = 0.    # Share of patients with a tumor who have small ones beside it
     faint:float = 0.      # Share of tumors from hardly darker than the cortex to as dark as the medulla
+    layered:float = 0.    # Share of kidneys whose medulla is a layer without pyramids, and that hold little fat
 
 # %% ../../nbs/engine/47_anatomy.ipynb #da435436
 VARIETY = dict(plain=Variety(.5, .5, .5, 0, .35, .5, .3, .3, .5, 0, .5), clinic=Variety(),
                wide=Variety(1.3, 1.3, 1.3, 1.5, .35, 1.2, 1.5, 1.3, 1.4, .15, 1.3),
                hard=Variety(rare=3., healthy=.08, cysts=1.4),   # what networks get wrong, more often
                rich=Variety(rare=2., healthy=.15, cysts=1.4, further=.8),
-               subtle=Variety(rare=2., healthy=.15, cysts=1.4, further=.8, faint=.5))
+               subtle=Variety(rare=2., healthy=.15, cysts=1.4, further=.8, faint=.5, layered=.5))
 
 # %% ../../nbs/engine/47_anatomy.ipynb #cc86de4c
 TILE = 48       # Knots of the periodic block of random numbers that all fields of a patient are cut from
@@ -258,11 +259,17 @@ def _draw_kidney(rng, v, side, rare):
              rough=rng.uniform(.6, 1.8),
              sinus=rng.uniform(.6, 1.35), fat=rng.uniform(.3, 1.), pelvis=rng.uniform(.1, .6), hydro=0.,
              pyramids=rng.uniform(17, 24), phase=rng.uniform(0, 6.3, 3), rim=rng.uniform(.5, 5),
-             perirenal=float(np.exp(rng.normal(np.log(5), .75))), fascia=rng.random() < .6, scar=0.)
+             perirenal=float(np.exp(rng.normal(np.log(5), .75))), fascia=rng.random() < .6, scar=0.,
+             lobar=1.)
     if rare == 'atrophic':
         k.update(radii=radii*rng.uniform(.5, .75), sinus=1.4, cortex=k['cortex']*.6, rough=3.)
     if rare == 'hydro': k.update(hydro=rng.uniform(.3, 1.), pelvis=1.3, radii=radii*rng.uniform(1, 1.2))
     return k
+
+def _layer(k, rng, v):
+    "Some kidneys without pyramids, from random numbers of their own"
+    if k['hydro'] or rng.random() >= v.layered: return
+    k.update(lobar=0., sinus=rng.uniform(.3, 1.1), fat=rng.uniform(-1., .6), pelvis=rng.uniform(.1, .4))
 
 # %% ../../nbs/engine/47_anatomy.ipynb #33d24a44
 def _draw_tumor(rng, v, kidneys, small=False):
@@ -537,6 +544,7 @@ def draw_patient(
     lone = rng.integers(2)
     if rare == 'single': kidneys = [kidneys[lone] | dict(radii=kidneys[lone]['radii']*rng.uniform(1, 1.15))]
     if rare == 'horseshoe': _join(kidneys)
+    for k in kidneys: _layer(k, np.random.default_rng([seed, 38, k['side'] > 0]), v)
     tumors = _draw_tumors(rng, np.random.default_rng([seed, 37]), v, kidneys)
     cysts = [_draw_cyst(rng, v, kidneys) for _ in range(rng.poisson(1.1*v.cysts))]
     vessels,aorta,ra = _vessels(rng, b, kidneys)
@@ -996,7 +1004,7 @@ def _paint_kidney(c, k, obstacle):
     turn = torch.cos(angle*3.5 + float(k['phase'][1]))
     pat = -.5*(torch.cos(a*(6.28/k['pyramids']) + float(k['phase'][0])) + turn)      # below 0.35: a pyramid
     n = c.p.lumps(c.g, box, 8., 31)
-    med = torch.maximum(torch.maximum(k['cortex'] + sd + .8*n, (pat - .35)*9), -sd - .8*T)
+    med = torch.maximum(torch.maximum(k['cortex'] + sd + .8*n, (pat*k['lobar'] - .35)*9), -sd - .8*T)
     c.paint(med, 'medulla', box)
     s = k['sinus']
     bs = b - .42*W
