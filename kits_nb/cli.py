@@ -211,7 +211,7 @@ def kits_train(
     crop:str=None,         # Size of a crop in voxels: 48, or 32,48,48
     per_case:int=None,     # Crops of each case in an epoch
     patients:int=None,     # With --recipe box: synthetic patients in an epoch
-    variety:str=None,      # How much those patients differ: plain, clinic, wide, hard, rich, subtle; or rich+wide
+    variety:str=None,      # How they differ: plain, clinic, wide, hard, rich, subtle; several: rich+wide
     probs:str=None,        # Share of crops centred on tumor, any foreground, background: .8,.1,.1
     jitter:float=None,     # How far a crop may move off its centre, as a share of half its size: 0 to .99
     intensity:str=None,    # Largest random change of scale, and largest shift in HU/1000: .1,.1

@@ -58,7 +58,7 @@ class Variety:
     imaging:float = 1.    # Noise, kernels, motion, streaks, calibration
     further:float = 0.    # Share of patients with a tumor who have small ones beside it
     faint:float = 0.      # Share of tumors from hardly darker than the cortex to as dark as the medulla
-    layered:float = 0.    # Share of kidneys whose medulla is a layer without pyramids, and that hold little fat
+    layered:float = 0.    # Share of kidneys with a layer of medulla in place of pyramids, and little fat
 
 # %% ../../nbs/engine/47_anatomy.ipynb #da435436
 VARIETY = dict(plain=Variety(.5, .5, .5, 0, .35, .5, .3, .3, .5, 0, .5), clinic=Variety(),

@@ -84,6 +84,7 @@ def _begin(self:PatientDataset, number):
     self.kept[number] = job = self._workers().submit(patient_crop, *args)
     return job
 
+# %% ../../nbs/engine/49_patients.ipynb #277c8e41
 @patch
 def begin(self:PatientDataset,
     idxs # Items

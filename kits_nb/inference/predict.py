@@ -182,6 +182,7 @@ def _slabs(models, x, cfg):
     return sliding_slabs(make_predictor(models, cfg), x, window, cfg.overlap, batch_of(window, cfg),
                          skip=skip, fill=AIR, channels=channels_of(models)*(1 + cfg.uncertainty), box=box)
 
+# %% ../../nbs/engine/51_predict.ipynb #n0210
 def _trusted(slabs, n, models, cfg, notes=None):
     "The same slabs, or all of them as one without the tumors that are doubted, with a sentence in `notes`"
     sure = min(getattr(o, 'meta', {}).get('sure', 0) for o in models) if cfg.sure is None else cfg.sure
