@@ -59,13 +59,16 @@ class Variety:
     further:float = 0.    # Share of patients with a tumor who have small ones beside it
     faint:float = 0.      # Share of tumors from hardly darker than the cortex to as dark as the medulla
     layered:float = 0.    # Share of kidneys with a layer of medulla in place of pyramids, and little fat
+    early:float = 0.      # Share of scans early in the arterial phase, when the medulla is dark still
+    dilute:float = 0.     # Share of meals with contrast that are about as bright as the kidneys
 
 # %% ../../nbs/engine/47_anatomy.ipynb #da435436
 VARIETY = dict(plain=Variety(.5, .5, .5, 0, .35, .5, .3, .3, .5, 0, .5), clinic=Variety(),
                wide=Variety(1.3, 1.3, 1.3, 1.5, .35, 1.2, 1.5, 1.3, 1.4, .15, 1.3),
                hard=Variety(rare=3., healthy=.08, cysts=1.4),   # what networks get wrong, more often
                rich=Variety(rare=2., healthy=.15, cysts=1.4, further=.8),
-               subtle=Variety(rare=2., healthy=.15, cysts=1.4, further=.8, faint=.5, layered=.5))
+               subtle=Variety(rare=2., healthy=.15, cysts=1.4, further=.8, faint=.5, layered=.5,
+                              early=.25, dilute=.4))
 
 # %% ../../nbs/engine/47_anatomy.ipynb #cc86de4c
 TILE = 48       # Knots of the periodic block of random numbers that all fields of a patient are cut from

@@ -41,9 +41,10 @@ UNEVEN = dict(cortex=7, medulla=9, liver=5, spleen=6, muscle=9, pancreas=14, bow
 # %% ../../nbs/engine/48_appearance.ipynb #113cac1f
 def draw_phase(
     rng:np.random.Generator, # Random numbers of this patient
-    v:Variety                # `phase` is the share of scans that are not late arterial, over 0.6
+    v:Variety                # `phase`: share that is not late arterial, over 0.6; `early`: before that
 ) -> float: # 0 unenhanced, 1 late arterial, 2 portal, 3 nephrographic, 4 excretory, and all between
     "When the scan is taken"
+    if v.early and rng.random() < v.early: return float(rng.uniform(.6, 1.1))
     if rng.random() > min(1, .6*v.phase): return float(np.clip(rng.normal(1.15, .25), .6, 2))
     spans = [(0,.25), (.5,1.5), (1.5,2.6), (2.4,3.6), (3.3,4)]
     return float(rng.uniform(*spans[rng.choice(5, p=[.08,.3,.32,.18,.12])]))
@@ -78,6 +79,8 @@ def _correct(hu, t, rng, v):
     "Fatty livers, meals with contrast, and what the kidneys have excreted"
     if rng.random() < .15*v.tissue: hu['liver'] -= rng.uniform(10, 50)
     if t < 2: hu['medulla'] = min(hu['medulla'], hu['cortex'] - (2 if t < .5 else 15))
+    if v.early and .5 < t < 1.2: hu['medulla'] -= rng.uniform(0, .8)*max(0, hu['medulla'] - 35)
+    if v.dilute and rng.random() < v.dilute: hu['oral'] = hu['cortex'] + rng.uniform(-40, 80)
     if rng.random() < .45: hu['meal'] = hu['oral']
     bright,full = rng.uniform(150, 1200), rng.uniform(20, 600)
     if t > 3.3: hu['pelvis'],hu['ureter'] = bright, bright*.8
