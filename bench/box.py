@@ -6,9 +6,9 @@
     python bench/box.py RUN --cache DIR --clean reach_mm=3 min_mm3=20000     predictions are used again
 
 Sections: `patients` (16 held-out synthetic patients with a tumor, 8 without), `painted` (CTs painted over
-16 real label maps), `real` (7 unlabelled scans by the rules of plausibility), and `case` (the labelled real
-scan: for reports only, never to choose a setting, so it runs only when it is named). `painted`, `real` and
-`case` need KITS_DATA.
+16 real label maps), `real` (7 unlabelled scans by the rules of plausibility); and, only when they are named,
+`many` (as `patients`, four times as many) and `case` (the labelled real scan: for reports only, never to
+choose a setting). `painted`, `real` and `case` need KITS_DATA.
 
 Dice counts on the scan's own grid, as `kits-evaluate` does; its interval is a 95 % bootstrap interval of the
 mean. With a cleaning, which the model asks for (`clean` of its meta) or `--clean` sets, every number is given
@@ -39,8 +39,8 @@ from kits_nb.inference.slabs import grid_of, to_spacing
 from kits_nb.network import saving
 from kits_nb.network.saving import load_model
 
-SECTIONS = ('patients', 'painted', 'real', 'case')
-WITH_TUMOR, HEALTHY, FIRST_SEED = 16, 8, 500_100
+SECTIONS = ('patients', 'painted', 'real', 'many', 'case')
+WITH_TUMOR, HEALTHY, MANY, FIRST_SEED = 16, 8, 4, 500_100
 PAINTED = [k for k in range(60, 80) if k not in (63, 66, 68, 71)]  # those have more than 400 slices
 ABOUT = 60  # mm around the kidneys that a synthetic scan shows
 DICE = ('kidney', 'tumor')
@@ -100,12 +100,12 @@ def check_version(cache, name, now):
         save_json(path, now)
 
 
-def patients(cache, limit):
+def patients(cache, limit, times=1):
     "Seeds from `FIRST_SEED` on: the first with a tumor, the first without one"
     check_version(cache, 'patients', version_of(anatomy, appearance))
     path = cache / 'patients' / 'seeds.json'
     seeds = load_json(path) if path.exists() else dict(tumor=[], healthy=[])
-    for kind, most in (('tumor', WITH_TUMOR), ('healthy', HEALTHY)):
+    for kind, most in (('tumor', times * WITH_TUMOR), ('healthy', times * HEALTHY)):
         wanted = min(most, limit or most)
         seed = max(seeds[kind], default=FIRST_SEED - 1)
         while len(seeds[kind]) < wanted:
@@ -121,6 +121,11 @@ def patients(cache, limit):
         for seed in seeds[kind][:wanted]:
             f = cache / 'patients' / str(seed)
             yield scan_of(str(seed), kind, f, f / 'imaging.nii.gz', f / 'segmentation.nii.gz')
+
+
+def many(cache, limit):
+    "The same and the next ones, four times as many"
+    yield from patients(cache, limit, MANY)
 
 
 def painted(cache, limit):
@@ -310,7 +315,7 @@ def real_table(rows):
 def report(section, rows, cases):
     if section == 'real':
         return real_table(rows)
-    if section == 'patients':
+    if section in ('patients', 'many'):
         kinds = [[r for r in rows if r['kind'] == k] for k in ('tumor', 'healthy')]
         names = 'with a tumor', 'without a tumor'
         return {k: table(f'patients: {len(r)} {k}', r, cases) for k, r in zip(names, kinds)}
