@@ -59,8 +59,10 @@ class Variety:
     further:float = 0.    # Share of patients with a tumor who have small ones beside it
     faint:float = 0.      # Share of tumors from hardly darker than the cortex to as dark as the medulla
     layered:float = 0.    # Share of kidneys with a layer of medulla in place of pyramids, and little fat
-    early:float = 0.      # Share of scans early in the arterial phase, when the medulla is dark still
+    early:float = 0.      # Share of scans early in the arterial phase, when the medulla is still dark
     dilute:float = 0.     # Share of meals with contrast that are about as bright as the kidneys
+    swollen:float = 0.    # Share of kidneys with hydronephrosis, besides the rare ones
+    hilar:float = 0.      # Share of tumors at the hilum, besides the few that are there anyway
 
 # %% ../../nbs/engine/47_anatomy.ipynb #da435436
 VARIETY = dict(plain=Variety(.5, .5, .5, 0, .35, .5, .3, .3, .5, 0, .5), clinic=Variety(),
@@ -68,7 +70,9 @@ VARIETY = dict(plain=Variety(.5, .5, .5, 0, .35, .5, .3, .3, .5, 0, .5), clinic=
                hard=Variety(rare=3., healthy=.08, cysts=1.4),   # what networks get wrong, more often
                rich=Variety(rare=2., healthy=.15, cysts=1.4, further=.8),
                subtle=Variety(rare=2., healthy=.15, cysts=1.4, further=.8, faint=.5, layered=.5,
-                              early=.25, dilute=.4))
+                              early=.25, dilute=.4),
+               late=Variety(rare=2., healthy=.15, cysts=1.4, phase=1.6, further=.8, faint=.5, layered=.5,
+                            early=.15, dilute=.4, swollen=.2, hilar=.3))
 
 # %% ../../nbs/engine/47_anatomy.ipynb #cc86de4c
 TILE = 48       # Knots of the periodic block of random numbers that all fields of a patient are cut from
@@ -266,8 +270,12 @@ def _draw_kidney(rng, v, side, rare):
              lobar=1.)
     if rare == 'atrophic':
         k.update(radii=radii*rng.uniform(.5, .75), sinus=1.4, cortex=k['cortex']*.6, rough=3.)
-    if rare == 'hydro': k.update(hydro=rng.uniform(.3, 1.), pelvis=1.3, radii=radii*rng.uniform(1, 1.2))
+    if rare == 'hydro': _swell(k, rng)
     return k
+
+def _swell(k, rng):
+    "Hydronephrosis: urine that cannot leave widens the collecting system"
+    k.update(hydro=rng.uniform(.3, 1.), pelvis=1.3, radii=k['radii']*rng.uniform(1, 1.2))
 
 def _layer(k, rng, v):
     "Some kidneys without pyramids, from random numbers of their own"
@@ -283,6 +291,7 @@ def _draw_tumor(rng, v, kidneys, small=False):
     way = rng.normal(size=3)
     frame = np.stack([k['long'], k['hilum'], np.cross(k['long'], k['hilum'])])
     if way[1] > 0 and rng.random() < .8: way[1] *= -.7                      # rarely at the hilum
+    if v.hilar and rng.random() < v.hilar: way = np.array([.6*way[0], 1.2, .6*way[2]])
     way = _unit(way*[1.1, 1, 1])
     surface = 1/np.sqrt(((way/k['radii'])**2).sum())                       # mm from the centre
     out = rng.uniform(-.9, .5) if radius > 12 else rng.uniform(-1., .3)     # in radii beyond the surface
@@ -547,7 +556,10 @@ def draw_patient(
     lone = rng.integers(2)
     if rare == 'single': kidneys = [kidneys[lone] | dict(radii=kidneys[lone]['radii']*rng.uniform(1, 1.15))]
     if rare == 'horseshoe': _join(kidneys)
-    for k in kidneys: _layer(k, np.random.default_rng([seed, 38, k['side'] > 0]), v)
+    for k in kidneys:
+        own = np.random.default_rng([seed, 39, k['side'] > 0])
+        if own.random() < v.swollen: _swell(k, own)
+        _layer(k, np.random.default_rng([seed, 38, k['side'] > 0]), v)
     tumors = _draw_tumors(rng, np.random.default_rng([seed, 37]), v, kidneys)
     cysts = [_draw_cyst(rng, v, kidneys) for _ in range(rng.poisson(1.1*v.cysts))]
     vessels,aorta,ra = _vessels(rng, b, kidneys)
