@@ -30,7 +30,7 @@ class PatientDataset(CropDataset):
         patients:int,             # Patients in an epoch
         size:tuple,               # (D,H,W)
         spacing:tuple,            # mm
-        per_case:int=1,           # Crops of each patient in an epoch
+        per_case:int=1,           # Uses of each patient's crop in an epoch
         probs:tuple=(.4,.3,.3),   # Crops around a tumor, around a kidney, anywhere in the trunk
         variety='clinic',         # Name in `VARIETY`, several in turn: 'rich+wide', or a `Variety`
         seed:int=0,               # Another seed, other patients
@@ -127,7 +127,7 @@ def patient_dataloaders(
     size:tuple,             # (D,H,W)
     spacing:tuple,          # mm
     bs:int=1,               # Crops in a batch
-    per_case:int=1,         # Training crops of each patient in an epoch
+    per_case:int=1,         # Uses of each training patient's crop in an epoch
     probs:tuple=(.4,.3,.3), # Crops around a tumor, around a kidney, anywhere in the trunk
     variety='clinic',       # Name in `VARIETY`, several in turn: 'rich+wide', or a `Variety`
     seed:int=0,             # Another seed, other training patients
